@@ -1,0 +1,31 @@
+"""Parameter-efficient fine-tuning for MindSpore."""
+
+import importlib
+from typing import Any
+
+__version__ = "2.0.0.dev0"
+
+_HOMES = {
+    "LoRADense": "mindpet.delta.lora",
+    "LoraConfig": "mindpet.tuning.config",
+    "TrainableParamsCheckPoint": "mindpet.graph.ckpt_util",
+    "freeze_delta": "mindpet.graph.freeze_utils",
+    "freeze_modules": "mindpet.graph.freeze_utils",
+    "get_peft_model": "mindpet.tuning.attach",
+}
+_ROOMS = ("cli", "data", "delta", "graph", "kernels", "models", "storage", "train", "tuning", "utils")
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import mindpet` does not load MindSpore."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"mindpet.{name}")
+    raise AttributeError(f"module 'mindpet' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_ROOMS])

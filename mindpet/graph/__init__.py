@@ -1,0 +1,1 @@
+"""Freezing, and checkpoints of the trainable parameters."""

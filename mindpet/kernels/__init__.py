@@ -1,0 +1,1 @@
+"""The hot operations of a network, each behind one function."""

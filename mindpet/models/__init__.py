@@ -1,0 +1,1 @@
+"""Small reference networks that load Hugging Face safetensors."""

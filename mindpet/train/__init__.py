@@ -1,0 +1,1 @@
+"""The training loop on MindSpore's own Model and callbacks."""

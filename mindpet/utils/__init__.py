@@ -1,0 +1,1 @@
+"""Names that everybody may import."""
