@@ -1,0 +1,121 @@
+"""Files and folders that exist whole or not at all.
+
+The last step of every write is a rename, after the content has reached the disk: a crash, a full disk or Ctrl-C leaves
+the old file as it was and no half of a new one.
+"""
+
+import errno
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from mindpet.utils.exceptions import InputError
+
+__all__ = ["publish_folder", "write_bytes", "write_json", "write_text"]
+
+
+def write_bytes(path: str | Path, data: bytes | bytearray | memoryview) -> None:
+    """Write `data` to `path`, replacing a file that stands there.
+
+    Args:
+        path: The file to write. Its folder must exist.
+        data: The whole content.
+
+    Raises:
+        InputError: The path cannot be written (no such folder, no permission, disk full, a folder of that name).
+    """
+    path = Path(path)
+    staged = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with staged.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise InputError(_cannot_write(path, error)) from error
+    finally:
+        _remove(staged)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` to `path` in UTF-8; see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` to `path` as indented JSON in UTF-8; see `write_bytes`.
+
+    Raises:
+        InputError: The path cannot be written.
+        TypeError: JSON has no form for something in `value`; the file is left as it was.
+        ValueError: `value` holds a NaN or an infinite number, which JSON cannot express.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def publish_folder(staged: str | Path, target: str | Path) -> None:
+    """Give the finished folder `staged` the name `target` in one step, once all of it is on the disk.
+
+    Where another process has published the same target meanwhile, theirs stays and ours is removed.
+
+    Args:
+        staged: A complete folder on the same file system as `target`. It is gone afterwards, also after an error.
+        target: The name to publish it under. Its parent folder must exist.
+
+    Raises:
+        InputError: The target cannot be written, or is a file.
+    """
+    staged, target = Path(staged), Path(target)
+    try:
+        _sync_tree(staged)
+        _rename_unless_taken(staged, target)
+        _sync(target.parent)
+    except OSError as error:
+        raise InputError(_cannot_write(target, error)) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _rename_unless_taken(staged: Path, target: Path) -> None:
+    try:
+        staged.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not target.is_dir():
+            raise
+
+
+def _sync_tree(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            _sync_tree(entry)
+        else:
+            _sync(entry)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, has reached the disk."""
+    if os.name == "nt":  # Windows cannot open a folder, and no file that is open for reading only can be synchronised.
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(staged: Path) -> None:
+    try:
+        staged.unlink(missing_ok=True)
+    except OSError:  # The folder itself cannot be reached: then nothing was written either.
+        return
+
+
+def _cannot_write(path: Path, error: OSError) -> str:
+    cause = error.strerror or str(error)
+    return f"{path} cannot be written ({cause}); name a path in an existing folder that you may write to."

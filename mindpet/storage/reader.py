@@ -1,0 +1,18 @@
+"""The one strict door for every file from outside.
+
+Whatever is wrong with a file becomes an `InputError` that names the file, the line where there is one, and what to do.
+"""
+
+from mindpet.storage.tensors import read_safetensors, read_sharded_safetensors
+from mindpet.storage.text import read_bytes, read_json, read_json_lines, read_text, read_yaml, require_file
+
+__all__ = [
+    "read_bytes",
+    "read_json",
+    "read_json_lines",
+    "read_safetensors",
+    "read_sharded_safetensors",
+    "read_text",
+    "read_yaml",
+    "require_file",
+]
