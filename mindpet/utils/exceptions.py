@@ -2,6 +2,7 @@
 
 __all__ = [
     "AbsolutePathError",
+    "DivergedError",
     "InputError",
     "LinkPathError",
     "ModelConfigFreezeInfoError",
@@ -17,6 +18,10 @@ class InputError(ValueError):
     The message is one sentence for the person who handed it in: the place (file and line), what was found, what is
     expected and what to do. The command line prints it and ends with exit code 2.
     """
+
+
+class DivergedError(RuntimeError):
+    """In training, the loss or a trained parameter is no longer a finite number."""
 
 
 class NotPositiveError(TypeError, ValueError):

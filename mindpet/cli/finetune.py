@@ -1,0 +1,44 @@
+"""`mindpet finetune`: fine-tune a text classifier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mindpet.cli._options import with_options
+from mindpet.train.settings import FinetuneSettings, load_settings
+
+__all__ = ["command", "run"]
+
+
+@with_options(FinetuneSettings)
+def command(
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags override it.")] = None, **flags: Any
+) -> None:
+    """Fine-tune a text classifier and write a run folder.
+
+    Example: mindpet finetune --data news.jsonl --out runs/news --epochs 3
+    """
+    run(load_settings(config, flags), examples=0)
+
+
+def run(settings: FinetuneSettings, examples: int) -> None:
+    """Fine-tune, show progress on stderr, and print the closing tables and `examples` test texts on stdout."""
+    from rich.console import Console
+
+    from mindpet.train.finetune import finetune
+    from mindpet.train.report import closing_tables, example_table
+
+    progress, result = Console(stderr=True), Console()
+    outcome = finetune(settings, progress)
+    if not outcome.finished:
+        progress.print(f"ended early; last checkpoint: {outcome.checkpoint}", soft_wrap=True)
+        raise typer.Exit(1)
+    for table in closing_tables(outcome):
+        result.print(table)
+    if examples:
+        result.print(example_table(outcome, examples))
+    for what, path in (("plot", outcome.folder.plot), ("checkpoint", outcome.checkpoint)):
+        result.print(f"{what}: {path}", soft_wrap=True)

@@ -1,0 +1,96 @@
+"""What a person sees while a network trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mindpet.train.loop import StepRecord
+
+__all__ = ["TrainingProgress", "announce"]
+
+
+@contextmanager
+def announce(console: Console, what: str) -> Iterator[None]:
+    """Show `what` is going on; a spinner on a terminal, a line elsewhere."""
+    if not console.is_terminal:
+        console.print(what)
+        yield
+        return
+    with console.status(what):
+        yield
+
+
+class TrainingProgress:
+    """A bar with loss, accuracy on the validation split, texts per second and the time left.
+
+    Where the console is no terminal, one line an epoch is printed instead.
+
+    Args:
+        console: Where to draw.
+        steps: Number of steps of the run.
+        epochs: Number of epochs.
+    """
+
+    def __init__(self, console: Console, steps: int, epochs: int) -> None:
+        self._console = console
+        self._epochs = epochs
+        self._accuracy = "-"
+        self._seconds = 0.0
+        self._texts = 0
+        self._loss = 0.0
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}  accuracy {task.fields[accuracy]}  {task.fields[speed]} texts/s"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=steps, loss="-", accuracy="-", speed="-")
+
+    def __enter__(self) -> TrainingProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def before_compile(self, shape: tuple[int, ...]) -> None:
+        """Note that the step at hand takes longer, because its graph is compiled first."""
+        note = f"compiling the graph for {shape[0]} texts of {shape[1]} tokens"
+        self._bar.update(self._task, description=note)
+        if self._bar.disable:
+            self._console.print(note)
+
+    def after_step(self, record: StepRecord) -> None:
+        """Show a finished step; the speed leaves out steps that compiled."""
+        if not record.compiled:
+            self._seconds += record.seconds
+            self._texts += record.texts
+        self._loss = record.outcome.loss if self._loss == 0.0 else 0.9 * self._loss + 0.1 * record.outcome.loss
+        self._bar.update(
+            self._task,
+            advance=1,
+            description=f"epoch {record.epoch}/{self._epochs}",
+            loss=f"{self._loss:.3f}",
+            accuracy=self._accuracy,
+            speed=f"{self._texts / self._seconds:.0f}" if self._seconds else "-",
+        )
+
+    def after_epoch(self, epoch: int, accuracy: float) -> None:
+        """Show the validation accuracy after an epoch."""
+        self._accuracy = f"{accuracy:.3f}"
+        self._bar.update(self._task, accuracy=self._accuracy)
+        if self._bar.disable:
+            speed = f"{self._texts / self._seconds:.0f} texts/s" if self._seconds else "no speed yet"
+            self._console.print(
+                f"epoch {epoch}/{self._epochs}: loss {self._loss:.3f}, validation accuracy {accuracy:.3f}, {speed}"
+            )
