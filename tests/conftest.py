@@ -1,4 +1,5 @@
 import os
+from collections import Counter
 
 # The tests compile many small graphs; more threads than one only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,3 +16,15 @@ def mode(request):
     mindspore.set_context(mode=mindspore.GRAPH_MODE if request.param == "graph" else mindspore.PYNATIVE_MODE)
     yield request.param
     mindspore.set_context(mode=before)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print how long each file took."""
+    seconds = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if hasattr(report, "duration"):
+                seconds[report.nodeid.split("::")[0]] += report.duration
+    terminalreporter.section("time by file")
+    for file, total in seconds.most_common():
+        terminalreporter.write_line(f"{total:7.1f} s  {file}")

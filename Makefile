@@ -1,0 +1,42 @@
+# The targets make their own virtual environment in .venv at first and reuse it from then on, also without a network.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test test-slow lint format docs bench clean
+
+demo: $(VENV)/.package
+	$(BIN)/mindpet demo --overwrite
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev $(VENV)/.reference
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
+bench: $(VENV)/.reference
+	$(BIN)/python benchmarks/step_time.py
+
+clean:
+	rm -rf $(VENV) build dist site *.egg-info
+
+$(VENV)/.package: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.dev $(VENV)/.docs $(VENV)/.reference: $(VENV)/.%: $(VENV)/.package
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch $@
