@@ -14,21 +14,31 @@ from typing import Any
 
 from mindpet.utils.exceptions import InputError
 
-__all__ = ["publish_folder", "write_bytes", "write_json", "write_text"]
+__all__ = [
+    "make_folder",
+    "publish_file",
+    "publish_folder",
+    "remove_file",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
 
 
-def write_bytes(path: str | Path, data: bytes | bytearray | memoryview) -> None:
+def write_bytes(path: str | Path, data: bytes | bytearray | memoryview, staging: str | Path | None = None) -> None:
     """Write `data` to `path`, replacing a file that stands there.
 
     Args:
         path: The file to write. Its folder must exist.
         data: The whole content.
+        staging: The folder, on the same file system, for the unfinished file, which a killed process leaves there;
+            by default the folder of `path`.
 
     Raises:
         InputError: The path cannot be written (no such folder, no permission, disk full, a folder of that name).
     """
     path = Path(path)
-    staged = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    staged = Path(staging or path.parent) / f".{uuid.uuid4().hex}.tmp"
     try:
         with staged.open("xb") as file:
             file.write(data)
@@ -47,7 +57,7 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: Any, staging: str | Path | None = None) -> None:
     """Write `value` to `path` as indented JSON in UTF-8; see `write_bytes`.
 
     Raises:
@@ -55,7 +65,29 @@ def write_json(path: str | Path, value: Any) -> None:
         TypeError: JSON has no form for something in `value`; the file is left as it was.
         ValueError: `value` holds a NaN or an infinite number, which JSON cannot express.
     """
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_bytes(path, text.encode("utf-8"), staging)
+
+
+def publish_file(staged: str | Path, target: str | Path) -> None:
+    """Give the finished file `staged` the name `target`, replacing a file that stands there, once it is on the disk.
+
+    Args:
+        staged: A complete file on the same file system as `target`. It is gone afterwards, also after an error.
+        target: The name to publish it under. Its folder must exist.
+
+    Raises:
+        InputError: The target cannot be written, or is a folder.
+    """
+    staged, target = Path(staged), Path(target)
+    try:
+        _sync(staged)
+        staged.replace(target)
+        _sync(target.parent)
+    except OSError as error:
+        raise InputError(_cannot_write(target, error)) from error
+    finally:
+        _remove(staged)
 
 
 def publish_folder(staged: str | Path, target: str | Path) -> None:
@@ -79,6 +111,36 @@ def publish_folder(staged: str | Path, target: str | Path) -> None:
         raise InputError(_cannot_write(target, error)) from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def make_folder(path: str | Path) -> None:
+    """Make a folder, and those above it that are missing, and wait until their names are on the disk.
+
+    Raises:
+        InputError: A folder cannot be made, or `path` is a file.
+    """
+    path = Path(path)
+    missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    try:
+        for folder in reversed(missing):
+            folder.mkdir(exist_ok=True)
+            _sync(folder.parent)
+    except OSError as error:
+        raise InputError(_cannot_write(path, error)) from error
+
+
+def remove_file(path: str | Path) -> None:
+    """Remove a file, if it exists, and wait until its name is gone from the disk.
+
+    Raises:
+        InputError: The file cannot be removed.
+    """
+    path = Path(path)
+    try:
+        path.unlink(missing_ok=True)
+        _sync(path.parent)
+    except OSError as error:
+        raise InputError(f"{path} cannot be removed ({error.strerror or error}); check its folder's rights.") from error
 
 
 def _rename_unless_taken(staged: Path, target: Path) -> None:
