@@ -1,0 +1,189 @@
+"""From a name to an activation, and from one documented strategy to those of the activation's primitives."""
+
+from collections.abc import Callable
+from typing import Any
+
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore import dtype as mstype
+
+__all__ = ["ACTIVATIONS", "activation_strategies", "is_log_softmax", "make_activation"]
+
+
+class GELU(nn.Cell):
+    """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), elementwise (arXiv:1606.08415)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gelu = ops.GeLU()
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Return the activation of `x`, same shape and dtype."""
+        return self.gelu(x)
+
+
+class SiLU(nn.Cell):
+    """X sigmoid(x), elementwise (arXiv:1606.08415)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sigmoid = ops.Sigmoid()
+        self.mul = ops.Mul()
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Return the activation of `x`, same shape and dtype."""
+        return self.mul(x, self.sigmoid(x))
+
+
+class LeakyReLU(nn.Cell):
+    """max(x, 0.2 x), elementwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mul = ops.Mul()
+        self.select_op = ops.Maximum()
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Return the activation of `x`, same shape and dtype."""
+        return self.select_op(x, self.mul(x, 0.2))
+
+
+class Softmin(nn.Cell):
+    """softmax(-x) over the last axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.neg = ops.Neg()
+        self.softmax = ops.Softmax(-1)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Return the activation of `x`, same shape and dtype."""
+        return self.softmax(self.neg(x))
+
+
+class Tanhshrink(nn.Cell):
+    """X - tanh(x), elementwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tanh = ops.Tanh()
+        self.sub = ops.Sub()
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Return the activation of `x`, same shape and dtype."""
+        return self.sub(x, self.tanh(x))
+
+
+class Hardtanh(nn.Cell):
+    """X clipped to [-1, 1], elementwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maximum = ops.Maximum()
+        self.minimum = ops.Minimum()
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Return the activation of `x`, same shape and dtype."""
+        return self.minimum(self.maximum(x, -1.0), 1.0)
+
+
+class PReLUExt(nn.Cell):
+    """max(x, 0) + weight min(x, 0), elementwise, with one trainable weight that starts at 0.25 (arXiv:1502.01852)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = Parameter(Tensor([0.25], mstype.float32), name="weight")
+        self.prelu = ops.PReLU()
+        self.cast = ops.Cast()
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Return the activation of `x`, same shape and dtype."""
+        return self.prelu(x, self.cast(self.weight, x.dtype))
+
+
+# The names that nn.get_activation knows, save 'threshold', which it cannot build. MindSpore's own cells serve where
+# they hold a primitive that takes a strategy. On the two axes that a dense layer has, LogSoftmaxExt is LogSoftmax.
+ACTIVATIONS: dict[str, Callable[[], nn.Cell]] = {
+    "softmin": Softmin,
+    "softmax": nn.Softmax,
+    "softmax2d": nn.Softmax2d,
+    "logsoftmax": nn.LogSoftmax,
+    "logsoftmaxExt": nn.LogSoftmax,
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "rrelu": nn.RReLU,
+    "silu": SiLU,
+    "tanh": nn.Tanh,
+    "tanhshrink": Tanhshrink,
+    "hardtanh": Hardtanh,
+    "gelu": GELU,
+    "fast_gelu": nn.FastGelu,
+    "elu": nn.ELU,
+    "sigmoid": nn.Sigmoid,
+    "softsign": nn.Softsign,
+    "prelu": nn.PReLU,
+    "preluExt": PReLUExt,
+    "leakyrelu": LeakyReLU,
+    "hswish": nn.HSwish,
+    "hsigmoid": nn.HSigmoid,
+    "logsigmoid": nn.LogSigmoid,
+    "softshrink": nn.SoftShrink,
+    "hshrink": nn.HShrink,
+    "mish": nn.Mish,
+}
+
+
+def make_activation(activation: str | nn.Cell | ops.Primitive | None) -> nn.Cell | ops.Primitive | None:
+    """Return the activation that a checked name stands for; anything else is returned as it is."""
+    return ACTIVATIONS[activation]() if isinstance(activation, str) else activation
+
+
+def is_log_softmax(activation: nn.Cell | ops.Primitive) -> bool:
+    """Say whether `activation` is LogSoftmax, which MindPet documents as not supported in parallel modes."""
+    return isinstance(activation, (nn.LogSoftmax, ops.LogSoftmax))
+
+
+def _alone(split: tuple) -> tuple:
+    return (split,)
+
+
+def _with_scalar(split: tuple) -> tuple:
+    return (split, ())
+
+
+def _with_tensor(split: tuple) -> tuple:
+    return (split, split)
+
+
+def _with_vector(split: tuple) -> tuple:
+    return (split, (1,))
+
+
+# How the split of the one input reaches each primitive of a cell that has several, or one with several inputs.
+_PRIMITIVES: dict[type[nn.Cell], dict[str, Callable[[tuple], tuple]]] = {
+    Hardtanh: {"maximum": _with_scalar, "minimum": _with_scalar},
+    LeakyReLU: {"mul": _with_scalar, "select_op": _with_tensor},
+    PReLUExt: {"prelu": _with_vector},
+    SiLU: {"sigmoid": _alone, "mul": _with_tensor},
+    Softmin: {"neg": _alone, "softmax": _alone},
+    Tanhshrink: {"tanh": _alone, "sub": _with_tensor},
+    nn.LogSigmoid: {"mul": _with_scalar, "exp": _alone, "add": _with_scalar, "rec": _alone, "log": _alone},
+    nn.PReLU: {"prelu": _with_vector},
+    nn.Softmax2d: {"softmax": _alone},
+}
+
+
+def activation_strategies(
+    activation: nn.Cell | ops.Primitive, strategy: tuple
+) -> list[tuple[ops.Primitive, tuple[Any, ...]]]:
+    """Return the primitives of `activation`, each with the strategy that follows from the one given for its input.
+
+    The list is empty where the activation is a cell that holds no primitive of its own or several of unknown use.
+    """
+    if isinstance(activation, ops.Primitive):
+        return [(activation, strategy)]
+    if type(activation) in _PRIMITIVES:
+        steps = _PRIMITIVES[type(activation)]
+        split, *surplus = strategy  # a surplus entry stays, so that the planner refuses it as for any other activation
+        return [(getattr(activation, name), (*widen(split), *surplus)) for name, widen in steps.items()]
+    primitives = [value for value in vars(activation).values() if isinstance(value, ops.Primitive)]
+    return [(primitives[0], strategy)] if len(primitives) == 1 else []

@@ -1,0 +1,108 @@
+"""What all dense layers of the delta methods share: base product, bias, activation, dtypes and leading shape."""
+
+from typing import Any
+
+from mindspore import Tensor, nn, ops
+
+from mindpet.delta._activations import make_activation
+from mindpet.delta._checks import (
+    check_activation,
+    check_bool,
+    check_dense,
+    check_dtype,
+    check_initializer,
+    check_positive_int,
+)
+
+__all__ = ["DeltaDense"]
+
+
+class DeltaDense(nn.Dense):
+    """activation(x weight^T + bias), with the products in `compute_dtype` and the output in the dtype of `x`.
+
+    Its children put something between the steps `to_rows`, `base_product` and `finish`. The primitives `matmul` and
+    `bias_add`, the parameters `weight` and `bias` and the `activation` are those of nn.Dense and may be assigned.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        weight_init: Any,
+        bias_init: Any,
+        has_bias: bool,
+        activation: Any,
+        compute_dtype: Any,
+    ) -> None:
+        check_positive_int("in_channels", in_channels)
+        check_positive_int("out_channels", out_channels)
+        check_initializer("weight_init", weight_init, (out_channels, in_channels))
+        check_initializer("bias_init", bias_init, (out_channels,))
+        check_bool("has_bias", has_bias)
+        check_activation("activation", activation)
+        check_dtype("compute_dtype", compute_dtype)
+        super().__init__(in_channels, out_channels, weight_init, bias_init, has_bias, make_activation(activation))
+        self.compute_dtype = compute_dtype
+        self.cast = ops.Cast()
+
+    @staticmethod
+    def base_arguments(dense: nn.Dense, compute_dtype: Any) -> dict[str, Any]:
+        """Return the constructor arguments that make a layer of the shape of `dense`, with weights soon to be replaced.
+
+        Args:
+            dense: the layer that is to be taken over.
+            compute_dtype: the dtype of the products; None stands for the dtype of `dense.weight`.
+
+        Raises:
+            TypeError: `dense` is no nn.Dense, or a child of it that computes something else.
+        """
+        check_dense(dense)
+        return {
+            "in_channels": dense.in_channels,
+            "out_channels": dense.out_channels,
+            "weight_init": "zeros",
+            "bias_init": "zeros",
+            "has_bias": dense.has_bias,
+            "activation": dense.activation,
+            "compute_dtype": dense.weight.dtype if compute_dtype is None else compute_dtype,
+        }
+
+    def take_over(self, dense: nn.Dense) -> None:
+        """Use the very Parameters, primitives (with their shard strategies) and training flag of `dense`.
+
+        The added parameters are named beside the weight: `block.query.weight` puts them under `block.query`.
+        """
+        prefix = dense.weight.name.rpartition(".")[0]
+        self.matmul = dense.matmul
+        self.weight = dense.weight
+        if dense.has_bias:
+            self.bias = dense.bias
+            self.bias_add = dense.bias_add
+        taken = {id(parameter) for parameter in dense.get_parameters()}
+        for parameter in self.get_parameters():
+            if prefix and id(parameter) not in taken:
+                parameter.name = f"{prefix}.{parameter.name}"
+        self.set_train(dense.training)
+
+    def to_rows(self, x: Tensor) -> Tensor:
+        """Return `x` of shape (*, in_channels) as (rows, in_channels) in the compute dtype."""
+        shape = self.shape_op(x)
+        if len(shape) != 2:
+            x = self.reshape(x, (-1, shape[-1]))
+        return self.cast(x, self.compute_dtype)
+
+    def base_product(self, rows: Tensor) -> Tensor:
+        """Return rows weight^T + bias, of shape (rows, out_channels), before the activation."""
+        output = self.matmul(rows, self.cast(self.weight, self.compute_dtype))
+        if self.has_bias:
+            output = self.bias_add(output, self.cast(self.bias, self.compute_dtype))
+        return output
+
+    def finish(self, rows: Tensor, x: Tensor) -> Tensor:
+        """Apply the activation to `rows` and return them with the leading shape and the dtype of the input `x`."""
+        shape = self.shape_op(x)
+        if self.activation_flag:
+            rows = self.activation(rows)
+        if len(shape) != 2:
+            rows = self.reshape(rows, shape[:-1] + (self.shape_op(rows)[-1],))
+        return self.cast(rows, x.dtype)
