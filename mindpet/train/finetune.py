@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,8 @@ from mindpet.graph import TrainableParamsCheckPoint, count_parameters, freeze_de
 from mindpet.models.bert import BertForSequenceClassification
 from mindpet.train.baselines import probe_accuracy, tfidf_accuracy
 from mindpet.train.evaluate import predict, run_batches
-from mindpet.train.loop import StepRecord, train
+from mindpet.train.journal import Journal
+from mindpet.train.loop import train
 from mindpet.train.memory import parameter_megabytes, peak_megabytes
 from mindpet.train.optimizer import build_optimizer, linear_schedule
 from mindpet.train.progress import TrainingProgress, announce
@@ -112,7 +112,7 @@ def finetune(settings: FinetuneSettings, console: Console) -> Outcome:
             compute_dtype=_DTYPES[settings.dtype],
         )
     encoded = _encode(data, tokenizer, network, settings)
-    baselines = _baselines(data, encoded, network, console) if settings.baselines else {}
+    baselines = _baselines(settings, data, encoded, network, console)
     _attach(network, settings)
     return _run(settings, console, folder, data, encoded, network, baselines)
 
@@ -148,9 +148,15 @@ def _encode(
 
 
 def _baselines(
-    data: ClassificationData, encoded: _Encoded, network: BertForSequenceClassification, console: Console
-) -> dict[str, float]:
-    """Return the accuracies of the two baselines by their names in the metrics."""
+    settings: FinetuneSettings,
+    data: ClassificationData,
+    encoded: _Encoded,
+    network: BertForSequenceClassification,
+    console: Console,
+) -> dict[str, float | None]:
+    """Return the accuracies of the two baselines by their names in the metrics; None where none are wanted."""
+    if not settings.baselines:
+        return {"baseline_accuracy": None, "probe_accuracy": None}
     with announce(console, "baseline: TF-IDF with logistic regression"):
         tfidf = tfidf_accuracy(data)
     with announce(console, "baseline: logistic regression on the frozen encoder"):
@@ -189,7 +195,7 @@ def _run(
     data: ClassificationData,
     encoded: _Encoded,
     network: BertForSequenceClassification,
-    baselines: dict[str, float],
+    baselines: dict[str, float | None],
 ) -> Outcome:
     """Train, evaluate and write the run folder."""
     steps = settings.epochs * encoded.train.steps_per_epoch
@@ -202,47 +208,31 @@ def _run(
         weight_decay=settings.weight_decay,
         is_head=lambda name: name.startswith(f"{_HEAD}."),
     )
-    step = TrainStep(network, optimizer, scale_loss=settings.dtype == "float16")
-    counts = count_parameters(network)
     folder.create(settings.model_dump(mode="json"))
     checkpoints = TrainableParamsCheckPoint(
         str(folder.checkpoints),
         config=CheckpointConfig(save_checkpoint_steps=encoded.train.steps_per_epoch, keep_checkpoint_max=2),
     )
-    records: list[StepRecord] = []
-    accuracies: dict[int, float] = {}
     with TrainingProgress(console, steps, settings.epochs) as progress:
-
-        def after_step(record: StepRecord) -> None:
-            records.append(record)
-            folder.log(_log_entry(record))
-            progress.after_step(record)
-
-        def after_epoch(epoch: int) -> None:
-            accuracy = _accuracy(network, encoded.valid, data.valid)
-            accuracies[len(records)] = accuracy
-            folder.log({"epoch": epoch, "step": len(records), "valid_accuracy": accuracy})
-            progress.after_epoch(epoch, accuracy)
-
+        journal = Journal(folder, progress, lambda: _accuracy(network, encoded.valid, data.valid))
         try:
             finished = train(
-                step,
+                TrainStep(network, optimizer, scale_loss=settings.dtype == "float16"),
                 encoded.train,
                 epochs=settings.epochs,
                 learning_rates=linear_schedule(settings.learning_rate, steps, settings.warmup_ratio),
                 callbacks=[checkpoints],
-                before_compile=progress.before_compile,
-                after_step=after_step,
-                after_epoch=after_epoch,
+                observer=journal,
             )
         except DivergedError as error:
             kept = checkpoints.latest_ckpt_file_name or "none, as no epoch was finished"
             raise DivergedError(f"{error}; last good checkpoint: {kept}") from error
-    folder.draw_losses([record.outcome.loss for record in records], accuracies)
+    folder.draw_losses(journal.losses, journal.accuracies)
     checkpoint = checkpoints.latest_ckpt_file_name or None
     if not finished:
         return Outcome(False, folder, checkpoint, {}, data, np.empty(0, int))
     predicted = predict(network, encoded.test.ordered(), len(data.test.texts))
+    counts = count_parameters(network)
     metrics = {
         "method": settings.method,
         "seed": settings.seed,
@@ -251,42 +241,17 @@ def _run(
         "total_params": counts.total,
         "trainable_ratio": counts.ratio,
         "accuracy": float(np.mean(predicted == data.test.labels)),
-        "valid_accuracy": accuracies[len(records)],
-        "baseline_accuracy": baselines.get("baseline_accuracy"),
-        "probe_accuracy": baselines.get("probe_accuracy"),
+        "valid_accuracy": journal.last_accuracy,
+        **baselines,
         "static_memory_mb": parameter_megabytes([*network.get_parameters(), *optimizer.get_parameters()]),
         "peak_memory_mb": peak_megabytes(),
-        **_timings(records),
-        "skipped_steps": sum(record.outcome.skipped for record in records),
+        **journal.timings(),
         "padding_share": encoded.train.padding_share,
     }
     folder.write_metrics(metrics)
     return Outcome(True, folder, checkpoint, metrics, data, predicted)
 
 
-def _log_entry(record: StepRecord) -> dict[str, Any]:
-    """Return a step's line in the log."""
-    return {
-        "step": record.step,
-        "epoch": record.epoch,
-        "loss": record.outcome.loss,
-        "learning_rate": record.learning_rate,
-        "seconds": round(record.seconds, 6),
-        "skipped": record.outcome.skipped,
-        "loss_scale": record.outcome.loss_scale,
-    }
-
-
 def _accuracy(network: nn.Cell, batches: Batches, split: Split) -> float:
     """Return the share of `split` that `network` labels rightly."""
     return float(np.mean(predict(network, batches.ordered(), len(split.texts)) == split.labels))
-
-
-def _timings(records: list[StepRecord]) -> dict[str, float]:
-    """Return the time of a usual step, of all steps, and what compiling added to the steps that compiled."""
-    usual = statistics.median([record.seconds for record in records if not record.compiled] or [0.0])
-    return {
-        "step_ms_median": usual * 1e3,
-        "train_seconds": sum(record.seconds for record in records),
-        "compile_seconds": sum(max(record.seconds - usual, 0.0) for record in records if record.compiled),
-    }

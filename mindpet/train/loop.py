@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from mindspore import nn
@@ -14,33 +13,24 @@ from mindspore.train import Callback, RunContext
 
 from mindpet.data.batches import Batches
 from mindpet.train.interrupt import catch_stop_signals
-from mindpet.train.step import StepOutcome, TrainStep
+from mindpet.train.record import StepRecord
+from mindpet.train.step import TrainStep
 from mindpet.utils.exceptions import DivergedError
 
-__all__ = ["StepRecord", "train"]
+__all__ = ["Observer", "train"]
 
 
-@dataclass(frozen=True)
-class StepRecord:
-    """What is known of a step once it is done.
+class Observer(Protocol):
+    """Whoever wants to know how the loop goes on."""
 
-    Attributes:
-        step: Its number from 1 on over all epochs.
-        epoch: The number of its epoch from 1 on.
-        outcome: Loss and loss scale.
-        learning_rate: That of the step.
-        seconds: How long the step took.
-        compiled: Whether the graph was compiled for it, because its shape was new.
-        texts: Number of texts in it.
-    """
+    def before_compile(self, shape: tuple[int, ...]) -> None:
+        """Learn that the next step compiles a graph for batches of `shape`."""
 
-    step: int
-    epoch: int
-    outcome: StepOutcome
-    learning_rate: float
-    seconds: float
-    compiled: bool
-    texts: int
+    def after_step(self, record: StepRecord) -> None:
+        """Learn of a finished step."""
+
+    def after_epoch(self, epoch: int) -> None:
+        """Learn that epoch number `epoch` is finished."""
 
 
 def train(
@@ -50,9 +40,7 @@ def train(
     epochs: int,
     learning_rates: Sequence[float],
     callbacks: Sequence[Callback],
-    before_compile: Callable[[tuple[int, ...]], None],
-    after_step: Callable[[StepRecord], None],
-    after_epoch: Callable[[int], None],
+    observer: Observer,
 ) -> bool:
     """Run `epochs` passes over `batches`.
 
@@ -62,48 +50,52 @@ def train(
         epochs: Number of passes.
         learning_rates: That of each step, for the records.
         callbacks: MindSpore callbacks such as `TrainableParamsCheckPoint`; their `step_end` and `end` are called.
-        before_compile: Called with the batch's shape before a step that compiles a graph.
-        after_step: Called with each step's record.
-        after_epoch: Called with the number of each finished epoch.
+        observer: Told of each step and epoch.
 
     Returns:
-        Whether all passes were made; False when Ctrl-C or SIGTERM asked for an end.
+        Whether all passes were made; False when Ctrl-C, SIGTERM or a callback asked for an end.
 
     Raises:
         DivergedError: The loss or a parameter is not finite; checkpoints made before it are whole.
     """
-    progress = _Progress(train_network=step.cell, batch_num=batches.steps_per_epoch)
+    progress = _Progress(train_network=step.cell, batch_num=batches.steps_per_epoch, epoch_num=epochs)
     context = RunContext(progress)
     shapes: set[tuple[int, ...]] = set()
+    stopped = False
     with catch_stop_signals() as stop:
-        for epoch in range(epochs):
-            for batch in batches.epoch(epoch):
+        for epoch in range(1, epochs + 1):
+            progress.cur_epoch_num = epoch
+            for batch in batches.epoch(epoch - 1):
                 shape = batch.input_ids.shape
                 compiles = shape not in shapes
                 if compiles:
-                    before_compile(shape)
+                    observer.before_compile(shape)
                     shapes.add(shape)
                 start = time.perf_counter()
                 outcome = step(batch)
-                seconds = time.perf_counter() - start
                 progress.cur_step_num += 1
-                progress.cur_epoch_num = epoch + 1
-                number = progress.cur_step_num
-                rate = learning_rates[number - 1]
-                _check_finite(step.cell, outcome, number, rate, parameters=number % progress.batch_num == 0)
-                after_step(
-                    StepRecord(number, epoch + 1, outcome, rate, seconds, compiles, int(np.sum(batch.indices >= 0)))
+                record = StepRecord(
+                    step=progress.cur_step_num,
+                    epoch=epoch,
+                    learning_rate=learning_rates[progress.cur_step_num - 1],
+                    texts=int(np.sum(batch.indices >= 0)),
+                    seconds=time.perf_counter() - start,
+                    compiled=compiles,
+                    **outcome._asdict(),
                 )
+                _check_finite(step.cell, record, epoch_ends=record.step % batches.steps_per_epoch == 0)
+                observer.after_step(record)
                 for callback in callbacks:
                     callback.step_end(context)
-                if stop.requested:
+                stopped = stop.requested or context.get_stop_requested()
+                if stopped:
                     break
-            if stop.requested:
+            if stopped:
                 break
-            after_epoch(epoch + 1)
+            observer.after_epoch(epoch)
         for callback in callbacks:
             callback.end(context)
-    return not stop.requested
+    return not stopped
 
 
 class _Progress(dict[str, Any]):
@@ -114,18 +106,20 @@ class _Progress(dict[str, Any]):
         self.__dict__ = self
 
 
-def _check_finite(cell: nn.Cell, outcome: StepOutcome, step: int, rate: float, *, parameters: bool) -> None:
-    """Raise DivergedError when the loss is not finite or, where asked, a trained parameter is not."""
-    if outcome.skipped and outcome.loss_scale > 1:
+def _check_finite(cell: nn.Cell, record: StepRecord, epoch_ends: bool) -> None:
+    """Raise DivergedError when the loss is not finite or, as an epoch ends, a trained parameter is not."""
+    if record.skipped and record.loss_scale > 1:
         return
     what = ""
-    if not math.isfinite(outcome.loss) or outcome.skipped:
-        what = f"the loss is {outcome.loss} at loss scale {outcome.loss_scale:g}"
-    elif parameters:
+    if record.skipped:
+        what = "gradients overflow float16 without any loss scale"
+    elif not math.isfinite(record.loss):
+        what = f"the loss is {record.loss}"
+    elif epoch_ends:
         broken = [p.name for p in cell.trainable_params() if not np.isfinite(p.asnumpy()).all()]
         what = f"{broken[0]} is not finite" if broken else ""
     if what:
         raise DivergedError(
-            f"step {step}: {what}, with learning rate {rate:.2g}; lower the learning rates (a fifth is a good first "
-            "try), or raise the warm-up share"
+            f"step {record.step}: {what}, at learning rate {record.learning_rate:.2g}; lower the learning rates "
+            "(a fifth is a good first try) or raise the warm-up share"
         )

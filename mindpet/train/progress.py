@@ -9,7 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mindpet.train.loop import StepRecord
+from mindpet.train.record import StepRecord
 
 __all__ = ["TrainingProgress", "announce"]
 
@@ -75,7 +75,7 @@ class TrainingProgress:
         if not record.compiled:
             self._seconds += record.seconds
             self._texts += record.texts
-        self._loss = record.outcome.loss if self._loss == 0.0 else 0.9 * self._loss + 0.1 * record.outcome.loss
+        self._loss = record.loss if self._loss == 0.0 else 0.9 * self._loss + 0.1 * record.loss
         self._bar.update(
             self._task,
             advance=1,

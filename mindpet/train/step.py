@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mindspore import Tensor, nn
 
@@ -26,15 +26,8 @@ class _ClassificationLoss(nn.Cell):
         return kernels.cross_entropy(self.network(input_ids, attention_mask, token_type_ids), labels)
 
 
-@dataclass(frozen=True)
-class StepOutcome:
-    """What a step gave.
-
-    Attributes:
-        loss: The loss before the update.
-        skipped: Whether the update was skipped, because a float16 gradient overflowed.
-        loss_scale: The factor that the loss was multiplied by; 1 without loss scaling.
-    """
+class StepOutcome(NamedTuple):
+    """What a step gave; `StepRecord` explains the fields."""
 
     loss: float
     skipped: bool

@@ -58,7 +58,12 @@ def get_peft_model(network: nn.Cell, config: LoraConfig, compute_dtype: mstype.T
     dense_paths = [path for path, cell in cells.items() if isinstance(cell, nn.Dense)]
     targets = _match("target_modules", config.target_modules, dense_paths, "nn.Dense cell")
     saved = _match("modules_to_save", config.modules_to_save, [path for path in cells if path], "cell")
-    twins = {id(cells[path]): _lora_twin(cells[path], path, config, compute_dtype) for path in targets}
+    twins = {
+        id(cells[path]): LoRADense.from_dense(
+            cells[path], config.r, config.lora_alpha, config.lora_dropout, compute_dtype=compute_dtype
+        )
+        for path in targets
+    }
     swaps = [(place, twins[id(cell)]) for place, cell in _places(network) if id(cell) in twins]
     for place, twin in swaps:
         place.put(twin)
@@ -86,17 +91,3 @@ def _places(network: nn.Cell) -> list[tuple[_Place, nn.Cell]]:
         for _, parent in network.cells_and_names()
         for name, child in parent.name_cells().items()
     ]
-
-
-def _lora_twin(dense: nn.Dense, path: str, config: LoraConfig, compute_dtype: mstype.Type | None) -> LoRADense:
-    """Make the LoRA layer that takes the place of `dense`, its new parameters named by their path."""
-    twin = LoRADense.from_dense(
-        dense,
-        lora_rank=config.r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        compute_dtype=compute_dtype,
-    )
-    for parameter in (twin.mindpet_delta_lora_a, twin.mindpet_delta_lora_b):
-        parameter.name = f"{path}.{parameter.name}"
-    return twin

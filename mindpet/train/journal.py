@@ -1,0 +1,67 @@
+"""What a run has done so far: in memory, in the run folder's log and on the screen."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+from mindpet.train.progress import TrainingProgress
+from mindpet.train.record import StepRecord
+from mindpet.train.run_folder import RunFolder
+
+__all__ = ["Journal"]
+
+
+class Journal:
+    """Notes each step and each epoch of a run.
+
+    Args:
+        folder: Its log receives a line a step and a line an epoch.
+        progress: What the person at the screen sees.
+        measure: Returns the accuracy on the validation split.
+
+    Attributes:
+        losses: The loss of each step.
+        accuracies: The validation accuracy after each epoch, by the number of steps done.
+    """
+
+    def __init__(self, folder: RunFolder, progress: TrainingProgress, measure: Callable[[], float]) -> None:
+        self.losses: list[float] = []
+        self.accuracies: dict[int, float] = {}
+        self._records: list[StepRecord] = []
+        self._folder = folder
+        self._progress = progress
+        self._measure = measure
+
+    @property
+    def last_accuracy(self) -> float:
+        """The newest validation accuracy."""
+        return list(self.accuracies.values())[-1]
+
+    def before_compile(self, shape: tuple[int, ...]) -> None:
+        """Note that the next step compiles a graph for batches of `shape`."""
+        self._progress.before_compile(shape)
+
+    def after_step(self, record: StepRecord) -> None:
+        """Note a finished step."""
+        self._records.append(record)
+        self.losses.append(record.loss)
+        self._folder.log(record.as_dict())
+        self._progress.after_step(record)
+
+    def after_epoch(self, epoch: int) -> None:
+        """Measure and note the validation accuracy after epoch number `epoch`."""
+        accuracy = self._measure()
+        self.accuracies[len(self.losses)] = accuracy
+        self._folder.log({"epoch": epoch, "step": len(self.losses), "valid_accuracy": accuracy})
+        self._progress.after_epoch(epoch, accuracy)
+
+    def timings(self) -> dict[str, float]:
+        """Return the time of a usual step, of all steps, and what compiling added to the steps that compiled."""
+        usual = statistics.median([record.seconds for record in self._records if not record.compiled] or [0.0])
+        return {
+            "step_ms_median": usual * 1e3,
+            "train_seconds": sum(record.seconds for record in self._records),
+            "compile_seconds": sum(max(record.seconds - usual, 0.0) for record in self._records if record.compiled),
+            "skipped_steps": sum(record.skipped for record in self._records),
+        }
