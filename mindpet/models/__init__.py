@@ -1,1 +1,1 @@
-"""Small reference networks that load Hugging Face safetensors."""
+"""Reference networks that load Hugging Face safetensors and give the numbers of transformers."""

@@ -1,0 +1,47 @@
+"""MindSpore's own layers with their parameters and names, computing through the kernels."""
+
+from collections.abc import Callable
+
+from mindspore import Tensor, nn, ops
+from mindspore.common.initializer import Initializer, Normal
+
+from mindpet import kernels
+
+__all__ = ["ACTIVATIONS", "Dense", "LayerNorm", "starting_weights"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": kernels.gelu,
+    "gelu_new": kernels.gelu_tanh,
+    "gelu_pytorch_tanh": kernels.gelu_tanh,
+    "relu": ops.relu,
+    "silu": ops.silu,
+    "swish": ops.silu,
+    "tanh": kernels.tanh,
+}
+
+
+class Dense(nn.Dense):
+    """`nn.Dense` that follows its input's dtype; weights normal with the given spread, biases zero."""
+
+    def __init__(self, inputs: int, outputs: int, spread: float) -> None:
+        super().__init__(inputs, outputs, weight_init=starting_weights(spread), bias_init="zeros")
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Map (..., inputs) to (..., outputs) in the dtype of `x`."""
+        return kernels.dense(x, self.weight, self.bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm` over the last axis with statistics in float32 and the dtype of its input."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__((width,), epsilon=epsilon)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Normalise (..., width)."""
+        return kernels.layer_norm(x, self.gamma, self.beta, self.epsilon)
+
+
+def starting_weights(spread: float) -> Initializer | str:
+    """Return the initializer of weights with standard deviation `spread`; zeros cost nothing where files fill them."""
+    return Normal(spread) if spread else "zeros"

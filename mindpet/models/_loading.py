@@ -1,0 +1,116 @@
+"""Reading a BERT's weights from a Hugging Face folder: one table of names, everything checked before one is written."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from mindspore import Parameter, Tensor
+
+from mindpet.storage.reader import read_sharded_safetensors
+from mindpet.utils.exceptions import InputError
+
+__all__ = ["ENCODER_PREFIX", "file_name", "load_parameters", "read_bert_tensors", "without"]
+
+T = TypeVar("T")
+
+ENCODER_PREFIX = "bert."
+_HEADS = ("classifier.", "cls.")
+
+# MindSpore's leaf name of a parameter -> the name of the same tensor in Hugging Face files; the paths are equal.
+_LEAVES = {"embedding_table": "weight", "gamma": "weight", "beta": "bias"}
+# What files of 2018 call the tensors of a LayerNorm.
+_OLD_LEAVES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+# Constants and pretraining heads (masked words, next sentence), which no network here has.
+_IGNORED_NAME = "embeddings.position_ids"
+_IGNORED_PREFIX = "cls."
+
+
+def file_name(parameter_name: str) -> str:
+    """Return the name in Hugging Face files of the parameter `parameter_name`."""
+    path, _, leaf = parameter_name.rpartition(".")
+    return f"{path}.{_LEAVES.get(leaf, leaf)}"
+
+
+def read_bert_tensors(folder: str | Path) -> dict[str, np.ndarray]:
+    """Return the weights in a folder under the names of `BertForSequenceClassification`.
+
+    The prefix `bert.` is added where a file leaves it out, old LayerNorm names are modernised, position numbers and
+    pretraining heads are left out.
+
+    Raises:
+        InputError: no readable safetensors files, or one tensor under two names.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    for name, values in read_sharded_safetensors(folder).items():
+        if name.startswith(_IGNORED_PREFIX) or name.removeprefix(ENCODER_PREFIX) == _IGNORED_NAME:
+            continue
+        modern = _modern_name(name)
+        if modern in tensors:
+            raise InputError(f"{folder} holds {modern!r} under two names: save the model again with transformers.")
+        tensors[modern] = values
+    return tensors
+
+
+def without(named: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """Return the entries whose name doesn't start with `prefix`."""
+    return {name: value for name, value in named.items() if not name.startswith(prefix)}
+
+
+def load_parameters(parameters: Mapping[str, Parameter], tensors: Mapping[str, np.ndarray], folder: str | Path) -> None:
+    """Write `tensors` into `parameters` as float32, all of them or none.
+
+    The arrays may become the parameters' own memory: a caller must not use them afterwards.
+
+    Args:
+        parameters: by their names in Hugging Face files.
+        tensors: by the same names.
+        folder: where the tensors came from, for the message.
+
+    Raises:
+        InputError: tensors that are missing, unexpected, of another shape, no floating-point numbers, or not finite;
+            the message lists them all.
+    """
+    common = sorted(parameters.keys() & tensors.keys())
+    problems = {
+        "missing": sorted(parameters.keys() - tensors.keys()),
+        "not expected": sorted(tensors.keys() - parameters.keys()),
+        "wrong shape": [
+            f"{name} {list(tensors[name].shape)} instead of {list(parameters[name].shape)}"
+            for name in common
+            if tensors[name].shape != parameters[name].shape
+        ],
+        "no floating-point numbers": [
+            f"{name} ({tensors[name].dtype})" for name in common if tensors[name].dtype.kind != "f"
+        ],
+        "NaN or infinite": [
+            name for name in common if tensors[name].dtype.kind == "f" and not np.isfinite(tensors[name]).all()
+        ],
+    }
+    found = "; ".join(f"{problem}: {_some(names)}" for problem, names in problems.items() if names)
+    if found:
+        raise InputError(
+            f"the weights in {_weights_file(folder)} do not fit config.json beside them ({found}); expected are exactly "
+            "this model's tensors, as finite floating-point numbers: fetch the folder again or correct config.json."
+        )
+    for name in common:
+        values = np.ascontiguousarray(tensors[name], dtype=np.float32)
+        parameters[name].set_data(Tensor.from_numpy(values))
+
+
+def _weights_file(folder: str | Path) -> Path:
+    whole = Path(folder) / "model.safetensors"
+    return whole if whole.exists() else whole.with_name("model.safetensors.index.json")
+
+
+def _modern_name(name: str) -> str:
+    for old, new in _OLD_LEAVES.items():
+        if name.endswith(old):
+            name = name.removesuffix(old) + new
+    return name if name.startswith((ENCODER_PREFIX, *_HEADS)) else ENCODER_PREFIX + name
+
+
+def _some(names: list[str], limit: int = 8) -> str:
+    """Join up to `limit` names and say how many follow."""
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
