@@ -150,9 +150,15 @@ def _check_activation_name(error: type[Exception], name: str, value: str) -> Non
 
 
 def check_dense(dense: Any) -> None:
-    """Refuse what does not compute as nn.Dense does, so that nothing of it can be lost (TypeError)."""
-    if not isinstance(dense, nn.Dense) or type(dense).construct is not nn.Dense.construct:
-        accepted = "an nn.Dense with MindSpore's own construct"
+    """Refuse what does not compute as nn.Dense does, so that nothing of it can be lost (TypeError).
+
+    A child of nn.Dense with a construct of its own says by `computes_as_dense = True` that it computes the same.
+    """
+    plain = isinstance(dense, nn.Dense) and (
+        type(dense).construct is nn.Dense.construct or getattr(dense, "computes_as_dense", False)
+    )
+    if not plain:
+        accepted = "an nn.Dense with MindSpore's own construct, or a child of it with `computes_as_dense = True`"
         raise TypeError(
             f"`dense` is a {type(dense).__name__}; accepted is {accepted}. Hand in the plain layer that is to be replaced."
         )

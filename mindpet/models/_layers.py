@@ -23,6 +23,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Dense(nn.Dense):
     """`nn.Dense` that follows its input's dtype; weights normal with the given spread, biases zero."""
 
+    computes_as_dense = True
+
     def __init__(self, inputs: int, outputs: int, spread: float) -> None:
         super().__init__(inputs, outputs, weight_init=starting_weights(spread), bias_init="zeros")
 

@@ -12,7 +12,7 @@ from mindspore.common import dtype as mstype
 from mindspore.train import CheckpointConfig
 from rich.console import Console
 
-from mindpet.data.batches import Batches
+from mindpet.data.batches import Batches, length_buckets
 from mindpet.data.dataset import ClassificationData, Split, load_data
 from mindpet.data.embedded import minilm_folder
 from mindpet.data.tokenizer import Tokenizer, load_tokenizer
@@ -99,10 +99,10 @@ def finetune(settings: FinetuneSettings, console: Console) -> Outcome:
     _choose_device(settings)
     folder = RunFolder(settings.out, settings.overwrite)
     with announce(console, "reading the data"):
-        data = load_data(settings.data, settings.seed)
+        data = load_data(settings.data, settings.seed, console.print)
     mindspore.set_seed(settings.seed)
     with announce(console, "reading the model"):
-        source = settings.model or minilm_folder()
+        source = settings.model or minilm_folder(console.print)
         tokenizer = load_tokenizer(source)
         network = BertForSequenceClassification.from_pretrained(
             source,
@@ -142,7 +142,8 @@ def _encode(
 
     def batches(split: Split) -> Batches:
         ids = tokenizer.encode(split.texts, longest)
-        return Batches(ids, split.labels, batch_size=settings.batch_size, seed=settings.seed, pad_id=tokenizer.pad_id)
+        widths = length_buckets([len(tokens) for tokens in ids], longest, settings.batch_size)
+        return Batches(ids, split.labels, settings.batch_size, widths, tokenizer.pad_id, settings.seed)
 
     return _Encoded(batches(data.train), batches(data.valid), batches(data.test))
 
@@ -162,8 +163,7 @@ def _baselines(
     with announce(console, "baseline: logistic regression on the frozen encoder"):
         features = _Features(network)
         train_features, valid_features, test_features = (
-            run_batches(features, batches.ordered(), len(split.texts))
-            for batches, split in ((encoded.train, data.train), (encoded.valid, data.valid), (encoded.test, data.test))
+            run_batches(features, batches) for batches in (encoded.train, encoded.valid, encoded.test)
         )
         probe = probe_accuracy(data, train_features, valid_features, test_features)
     return {"baseline_accuracy": tfidf, "probe_accuracy": probe}
@@ -231,7 +231,7 @@ def _run(
     checkpoint = checkpoints.latest_ckpt_file_name or None
     if not finished:
         return Outcome(False, folder, checkpoint, {}, data, np.empty(0, int))
-    predicted = predict(network, encoded.test.ordered(), len(data.test.texts))
+    predicted = predict(network, encoded.test)
     counts = count_parameters(network)
     metrics = {
         "method": settings.method,
@@ -254,4 +254,4 @@ def _run(
 
 def _accuracy(network: nn.Cell, batches: Batches, split: Split) -> float:
     """Return the share of `split` that `network` labels rightly."""
-    return float(np.mean(predict(network, batches.ordered(), len(split.texts)) == split.labels))
+    return float(np.mean(predict(network, batches) == split.labels))

@@ -44,10 +44,17 @@ class RunFolder:
         self._check_writable(path)
 
     def create(self, settings: Mapping[str, Any]) -> None:
-        """Make the folder, in place of an earlier run's, and write the resolved `settings`."""
-        if self._holds_something():
-            shutil.rmtree(self.path)
-        self.checkpoints.mkdir(parents=True)
+        """Make the folder, in place of an earlier run's, and write the resolved `settings`.
+
+        Raises:
+            InputError: It cannot be made.
+        """
+        try:
+            if self._holds_something():
+                shutil.rmtree(self.path)
+            self.checkpoints.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be made ({error.strerror}); choose another with --out") from error
         write_text(self.path / _SETTINGS, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
 
     def log(self, record: Mapping[str, Any]) -> None:

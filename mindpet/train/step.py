@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mindspore import Tensor, nn
+from mindspore import Tensor, amp, nn, ops
 
 from mindpet import kernels
 from mindpet.data.batches import Batch
@@ -34,21 +34,40 @@ class StepOutcome(NamedTuple):
     loss_scale: float
 
 
+class _ScaledTrainStep(nn.TrainOneStepCell):
+    """`nn.TrainOneStepCell` with MindSpore's dynamic loss scale, for gradients in float16.
+
+    MindSpore's own `nn.TrainOneStepWithLossScaleCell` asks for an overflow status that no CPU has; this one looks
+    at the gradients themselves.
+    """
+
+    def __init__(self, network: nn.Cell, optimizer: nn.Optimizer) -> None:
+        super().__init__(network, optimizer)
+        self.scaler = amp.DynamicLossScaler(_FIRST_SCALE, scale_factor=2, scale_window=_SCALE_WINDOW)
+
+    def construct(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        loss = self.network(*inputs)
+        scale = self.scaler.scale_value * 1.0  # a copy: `adjust` writes into the original
+        gradients = self.grad(self.network, self.weights)(*inputs, scale.astype(loss.dtype))
+        gradients = self.scaler.unscale(self.grad_reducer(gradients))
+        finite = amp.all_finite(gradients)
+        if finite:
+            loss = ops.depend(loss, self.optimizer(gradients))
+        self.scaler.adjust(finite)
+        return loss, ops.logical_not(finite), scale
+
+
 class TrainStep:
     """Runs steps of `network` under `optimizer`.
 
-    The step is MindSpore's `nn.TrainOneStepCell`, which runs the graph before it returns; with `scale_loss` it is
-    `nn.TrainOneStepWithLossScaleCell` with a dynamic loss scale (2^16 at first, doubled after 1,000 good steps, halved
-    at each overflow), as float16 gradients need.
+    The step is MindSpore's `nn.TrainOneStepCell`, which runs the graph before it returns. With `scale_loss` the loss is
+    multiplied by a dynamic scale, as float16 gradients need: 2^16 at first, doubled after 1,000 good ones; a step whose
+    gradients overflow is skipped and halves it.
     """
 
     def __init__(self, network: nn.Cell, optimizer: nn.Optimizer, scale_loss: bool) -> None:
         loss = _ClassificationLoss(network)
-        if scale_loss:
-            scale = nn.DynamicLossScaleUpdateCell(_FIRST_SCALE, scale_factor=2, scale_window=_SCALE_WINDOW)
-            self.cell: nn.Cell = nn.TrainOneStepWithLossScaleCell(loss, optimizer, scale_sense=scale)
-        else:
-            self.cell = nn.TrainOneStepCell(loss, optimizer)
+        self.cell = _ScaledTrainStep(loss, optimizer) if scale_loss else nn.TrainOneStepCell(loss, optimizer)
         self.cell.set_train()
         self._scales_loss = scale_loss
 

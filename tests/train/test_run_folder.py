@@ -1,0 +1,56 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mindpet.train.run_folder import RunFolder
+from mindpet.utils.exceptions import InputError
+
+
+def _earlier_run(path):
+    folder = RunFolder(path, overwrite=False)
+    folder.create({"seed": 1})
+    folder.log({"loss": 1.5})
+    folder.log({"loss": 0.5})
+    return folder
+
+
+def test_a_run_folder_holds_settings_log_metrics_and_plot(tmp_path):
+    folder = _earlier_run(tmp_path / "runs" / "a")
+    folder.write_metrics({"accuracy": 0.5})
+    folder.draw_losses([1.5, 0.5], {2: 0.5})
+    assert yaml.safe_load((folder.path / "settings.yaml").read_text()) == {"seed": 1}
+    assert [json.loads(line)["loss"] for line in (folder.path / "log.jsonl").read_text().splitlines()] == [1.5, 0.5]
+    assert json.loads(folder.metrics.read_text()) == {"accuracy": 0.5}
+    assert folder.plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_earlier_run_is_kept_unless_it_may_be_replaced(tmp_path):
+    path = tmp_path / "a"
+    _earlier_run(path)
+    with pytest.raises(InputError, match="exists; choose another with --out or pass --overwrite"):
+        RunFolder(path, overwrite=False)
+    RunFolder(path, overwrite=True)
+    assert (path / "log.jsonl").exists(), "nothing is removed before the new run is made"
+    RunFolder(path, overwrite=True).create({"seed": 2})
+    assert not (path / "log.jsonl").exists()
+
+
+def test_a_folder_that_is_no_run_is_never_replaced(tmp_path):
+    (tmp_path / "precious.txt").write_text("data")
+    with pytest.raises(InputError, match="not replaced"):
+        RunFolder(tmp_path, overwrite=True)
+    assert (tmp_path / "precious.txt").read_text() == "data"
+
+
+def test_a_path_under_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is no folder"):
+        RunFolder(tmp_path / "file" / "run", overwrite=False)
+
+
+def test_a_place_where_nothing_can_be_made_is_refused():
+    # /proc refuses new folders to everybody, root included.
+    with pytest.raises(InputError, match="cannot be"):
+        RunFolder(Path("/proc/mindpet-run"), overwrite=False).create({})
