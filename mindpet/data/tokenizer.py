@@ -67,10 +67,10 @@ class Tokenizer:
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Return the tokenizer of a Hugging Face model folder, with transformers' ids.
 
-    Reads tokenizer.json, else vocab.txt (WordPiece). For a BERT tokenizer tokenizer_config.json decides in both cases on
-    `do_lower_case` (True if not named), `strip_accents` (as do_lower_case) and `tokenize_chinese_chars` (True), even
-    where tokenizer.json says something else: transformers reads them so. Truncation and padding stored in tokenizer.json
-    are switched off.
+    Reads tokenizer.json, else vocab.txt (WordPiece). For a BERT tokenizer tokenizer_config.json decides in both cases
+    on `do_lower_case` (True if not named), `strip_accents` (as do_lower_case) and `tokenize_chinese_chars` (True), even
+    where tokenizer.json says something else: transformers reads them so. Truncation and padding stored in
+    tokenizer.json are switched off.
 
     Args:
         folder: The model's folder.
