@@ -127,7 +127,7 @@ def _parse_entry(path: Path, name: str, fields: Any) -> _Entry:
     try:
         dtype, shape, (begin, end) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
         numbers = (*shape, begin, end)
-        if any(type(number) is not int or number < 0 for number in numbers):
+        if not isinstance(dtype, str) or any(type(number) is not int or number < 0 for number in numbers):
             raise TypeError
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(f"{path} describes the tensor {name!r} wrongly: {_FETCH_AGAIN}.") from error
