@@ -6,7 +6,14 @@ from typing import Any
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore import dtype as mstype
 
-__all__ = ["ACTIVATIONS", "activation_strategies", "is_log_softmax", "make_activation"]
+__all__ = [
+    "ACTIVATIONS",
+    "activation_strategies",
+    "is_log_softmax",
+    "make_activation",
+    "normalises",
+    "takes_rows",
+]
 
 
 class GELU(nn.Cell):
@@ -135,6 +142,16 @@ ACTIVATIONS: dict[str, Callable[[], nn.Cell]] = {
 def make_activation(activation: str | nn.Cell | ops.Primitive | None) -> nn.Cell | ops.Primitive | None:
     """Return the activation that a checked name stands for; anything else is returned as it is."""
     return ACTIVATIONS[activation]() if isinstance(activation, str) else activation
+
+
+def takes_rows(activation: Any) -> bool:
+    """Say whether `activation` may be given (rows, channels); Softmax2d needs the axes before the last two."""
+    return not isinstance(activation, nn.Softmax2d)
+
+
+def normalises(activation: Any) -> bool:
+    """Say whether `activation` mixes the channels, so that one device needs all of a row."""
+    return isinstance(activation, (nn.Softmax, nn.LogSoftmax, Softmin, nn.Softmin, ops.Softmax, ops.LogSoftmax))
 
 
 def is_log_softmax(activation: nn.Cell | ops.Primitive) -> bool:

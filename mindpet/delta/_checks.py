@@ -158,7 +158,7 @@ def check_dense(dense: Any) -> None:
         type(dense).construct is nn.Dense.construct or getattr(dense, "computes_as_dense", False)
     )
     if not plain:
-        accepted = "an nn.Dense with MindSpore's own construct, or a child of it with `computes_as_dense = True`"
         raise TypeError(
-            f"`dense` is a {type(dense).__name__}; accepted is {accepted}. Hand in the plain layer that is to be replaced."
+            f"`dense` is a {type(dense).__name__}; accepted is an nn.Dense with MindSpore's own construct, or a child "
+            "of it with `computes_as_dense = True`. Hand in the plain layer that is to be replaced."
         )

@@ -2,9 +2,11 @@
 
 from typing import Any
 
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore import dtype as mstype
+from mindspore.common.initializer import initializer
 
-from mindpet.delta._activations import make_activation
+from mindpet.delta._activations import make_activation, takes_rows
 from mindpet.delta._checks import (
     check_activation,
     check_bool,
@@ -14,14 +16,30 @@ from mindpet.delta._checks import (
     check_positive_int,
 )
 
-__all__ = ["DeltaDense"]
+__all__ = ["DeltaDense", "make_parameter", "reset_parameter"]
+
+
+def make_parameter(argument: str, init: Any, shape: tuple[int, ...], dtype: Any, name: str) -> Parameter:
+    """Return a Parameter of `shape` and `dtype` that starts as the constructor's `argument` says."""
+    return Parameter(_start(argument, init, shape, dtype), name=name)
+
+
+def reset_parameter(argument: str, init: Any, parameter: Parameter) -> None:
+    """Start `parameter` anew as the constructor's `argument` says."""
+    parameter.set_data(_start(argument, init, tuple(parameter.shape), parameter.dtype).init_data())
+
+
+def _start(argument: str, init: Any, shape: tuple[int, ...], dtype: Any) -> Tensor:
+    check_initializer(argument, init, shape)
+    return init.astype(dtype) if isinstance(init, Tensor) else initializer(init, shape, dtype)
 
 
 class DeltaDense(nn.Dense):
     """activation(x weight^T + bias), with the products in `compute_dtype` and the output in the dtype of `x`.
 
-    Its children put something between the steps `to_rows`, `base_product` and `finish`. The primitives `matmul` and
-    `bias_add`, the parameters `weight` and `bias` and the `activation` are those of nn.Dense and may be assigned.
+    Its children put something between the steps `to_rows`, `base_product` and `finish`, or after `dense_output`. The
+    primitives `matmul` and `bias_add`, the parameters `weight` and `bias` and the `activation` are those of nn.Dense
+    and may be assigned.
     """
 
     def __init__(
@@ -33,6 +51,7 @@ class DeltaDense(nn.Dense):
         has_bias: bool,
         activation: Any,
         compute_dtype: Any,
+        param_init_type: Any = mstype.float32,
     ) -> None:
         check_positive_int("in_channels", in_channels)
         check_positive_int("out_channels", out_channels)
@@ -41,8 +60,11 @@ class DeltaDense(nn.Dense):
         check_bool("has_bias", has_bias)
         check_activation("activation", activation)
         check_dtype("compute_dtype", compute_dtype)
-        super().__init__(in_channels, out_channels, weight_init, bias_init, has_bias, make_activation(activation))
+        check_dtype("param_init_type", param_init_type)
+        activation = make_activation(activation)
+        super().__init__(in_channels, out_channels, weight_init, bias_init, has_bias, activation, param_init_type)
         self.compute_dtype = compute_dtype
+        self.activates_rows = takes_rows(activation)
         self.cast = ops.Cast()
 
     @staticmethod
@@ -84,6 +106,14 @@ class DeltaDense(nn.Dense):
                 parameter.name = f"{prefix}.{parameter.name}"
         self.set_train(dense.training)
 
+    def construct(self, x: Tensor) -> Tensor:
+        """Return the layer's output for `x` of shape (*, in_channels)."""
+        return self.dense_output(x)
+
+    def dense_output(self, x: Tensor) -> Tensor:
+        """Return activation(x weight^T + bias), of shape (*, out_channels) and the dtype of `x`."""
+        return self.finish(self.base_product(self.to_rows(x)), x)
+
     def to_rows(self, x: Tensor) -> Tensor:
         """Return `x` of shape (*, in_channels) as (rows, in_channels) in the compute dtype."""
         shape = self.shape_op(x)
@@ -101,8 +131,10 @@ class DeltaDense(nn.Dense):
     def finish(self, rows: Tensor, x: Tensor) -> Tensor:
         """Apply the activation to `rows` and return them with the leading shape and the dtype of the input `x`."""
         shape = self.shape_op(x)
-        if self.activation_flag:
+        if self.activation_flag and self.activates_rows:
             rows = self.activation(rows)
         if len(shape) != 2:
-            rows = self.reshape(rows, shape[:-1] + (self.shape_op(rows)[-1],))
+            rows = self.reshape(rows, shape[:-1] + (self.shape_op(rows)[-1],))  # noqa: RUF005, graph mode knows only +
+        if self.activation_flag and not self.activates_rows:
+            rows = self.activation(rows)
         return self.cast(rows, x.dtype)

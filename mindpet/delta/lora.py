@@ -3,19 +3,18 @@
 import math
 from typing import Any
 
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
-from mindspore.common.initializer import HeUniform, initializer
+from mindspore.common.initializer import HeUniform
 
 from mindpet.delta._checks import (
     check_dtype,
     check_float_rate,
-    check_initializer,
     check_nonzero_number,
     check_positive_int,
 )
-from mindpet.delta._dense import DeltaDense
-from mindpet.delta._shard import shard_method
+from mindpet.delta._dense import DeltaDense, make_parameter
+from mindpet.delta._shard import shard_methods
 from mindpet.utils.version_control import get_dropout
 
 __all__ = ["LoRADense"]
@@ -57,12 +56,12 @@ class LoRADense(DeltaDense):
         Tensor of shape (*, out_channels), in the dtype of `x`.
 
     Raises:
-        TypeError: `in_channels`, `out_channels` or `lora_rank` is no int; `lora_alpha` is no int or float; `has_bias` is
-            no bool; `lora_dropout` is no float; `activation` is no str, Cell, Primitive or None; an initializer is no
-            Tensor, str, Initializer or number; a dtype is none of the three.
+        TypeError: `in_channels`, `out_channels` or `lora_rank` is no int; `lora_alpha` is no int or float; `has_bias`
+            is no bool; `lora_dropout` is no float; `activation` is no str, Cell, Primitive or None; an initializer is
+            no Tensor, str, Initializer or number; a dtype is none of the three.
         NotPositiveError: `in_channels`, `out_channels` or `lora_rank` is 0 or negative (a TypeError and a ValueError).
-        ValueError: `lora_alpha` is 0, NaN or infinite; `lora_dropout` lies outside [0, 1); an initializer is a Tensor of
-            the wrong shape or the name of none.
+        ValueError: `lora_alpha` is 0, NaN or infinite; `lora_dropout` lies outside [0, 1); an initializer is a Tensor
+            of the wrong shape or the name of none.
         KeyError: `activation` is a str that names no activation.
     """
 
@@ -87,8 +86,12 @@ class LoRADense(DeltaDense):
         check_float_rate("lora_dropout", lora_dropout)
         check_dtype("param_init_type", param_init_type)
         super().__init__(in_channels, out_channels, weight_init, bias_init, has_bias, activation, compute_dtype)
-        self.mindpet_delta_lora_a = _make_factor("a", lora_a_init, (lora_rank, in_channels), param_init_type)
-        self.mindpet_delta_lora_b = _make_factor("b", lora_b_init, (out_channels, lora_rank), param_init_type)
+        self.mindpet_delta_lora_a = make_parameter(
+            "lora_a_init", lora_a_init, (lora_rank, in_channels), param_init_type, "mindpet_delta_lora_a"
+        )
+        self.mindpet_delta_lora_b = make_parameter(
+            "lora_b_init", lora_b_init, (out_channels, lora_rank), param_init_type, "mindpet_delta_lora_b"
+        )
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
         self.scaling = lora_alpha / lora_rank
@@ -149,22 +152,15 @@ class LoRADense(DeltaDense):
         hidden = self.lora_a_matmul(self.lora_dropout(rows), lora_a)  # (rows, lora_rank)
         return self.mul(self.lora_b_matmul(hidden, lora_b), self.cast(self.scaling, self.compute_dtype))
 
-    shard = shard_method(
+    shard, shard_like = shard_methods(
         {
-            "strategy_org_dense_matmul": "matmul",
-            "strategy_org_bias_add": "bias_add",
-            "strategy_lora_dropout": "lora_dropout.dropout",
-            "strategy_lora_a_matmul": "lora_a_matmul",
-            "strategy_lora_b_matmul": "lora_b_matmul",
-            "strategy_lora_mul": "mul",
-            "strategy_lora_add": "add",
-            "strategy_activation": "activation",
+            "strategy_org_dense_matmul": ("matmul", "ni,oi"),
+            "strategy_org_bias_add": ("bias_add", "no,o"),
+            "strategy_lora_dropout": ("lora_dropout.dropout", "ni"),
+            "strategy_lora_a_matmul": ("lora_a_matmul", "ni,ri"),
+            "strategy_lora_b_matmul": ("lora_b_matmul", "nr,or"),
+            "strategy_lora_mul": ("mul", "no,"),
+            "strategy_lora_add": ("add", "no,no"),
+            "strategy_activation": ("activation", "no"),
         }
     )
-
-
-def _make_factor(letter: str, init: Any, shape: tuple[int, int], dtype: Any) -> Parameter:
-    """Return the factor lora_a or lora_b as a Parameter of `dtype`."""
-    check_initializer(f"lora_{letter}_init", init, shape)
-    value = init.astype(dtype) if isinstance(init, Tensor) else initializer(init, shape, dtype)
-    return Parameter(value, name=f"mindpet_delta_lora_{letter}")
