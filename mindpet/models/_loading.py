@@ -90,7 +90,7 @@ def load_parameters(parameters: Mapping[str, Parameter], tensors: Mapping[str, n
     found = "; ".join(f"{problem}: {_some(names)}" for problem, names in problems.items() if names)
     if found:
         raise InputError(
-            f"the weights in {_weights_file(folder)} do not fit config.json beside them ({found}); expected are exactly "
+            f"{_weights_file(folder)} does not fit config.json beside it ({found}); expected are exactly "
             "this model's tensors, as finite floating-point numbers: fetch the folder again or correct config.json."
         )
     for name in common:

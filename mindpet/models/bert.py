@@ -274,9 +274,9 @@ class BertForSequenceClassification(nn.Cell):
         Returns:
             Logits (batch, num_labels), float32.
         """
-        return self.classifier(self.dropout(self.encode(input_ids, attention_mask, token_type_ids)))
+        return self.classifier(self.dropout(self.features(input_ids, attention_mask, token_type_ids)))
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+    def features(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         """Return what the classifier sees of each text, (batch, hidden) in float32; arguments as in `construct`."""
         hidden, pooled = self.bert(input_ids, attention_mask, token_type_ids)
         if self.pooling == "pooler":
