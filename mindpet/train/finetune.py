@@ -124,7 +124,9 @@ def _choose_device(settings: FinetuneSettings) -> None:
             "dtype: MindSpore has no bfloat16 matrix product on a CPU; choose float32 or float16, or --device Ascend"
         )
     try:
-        mindspore.set_context(mode=mindspore.GRAPH_MODE, device_target=settings.device)
+        if mindspore.get_context("device_target") != settings.device:
+            mindspore.set_device(settings.device)
+        mindspore.set_context(mode=mindspore.GRAPH_MODE)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"device: {settings.device} cannot be used here ({_first_line(error)})") from error
 

@@ -12,21 +12,21 @@ __all__ = ["closing_tables", "example_table"]
 def closing_tables(outcome: Outcome) -> list[Table]:
     """Return the accuracies beside both baselines', and what the run cost."""
     metrics = outcome.metrics
-    accuracies = Table(title=f"{outcome.data.name}: accuracy on {len(outcome.data.test.texts)} test texts")
+    accuracies = Table(title=f"{outcome.data.name}: {len(outcome.data.test.texts)} test texts")
     accuracies.add_column("classifier")
     accuracies.add_column("trained parameters", justify="right")
     accuracies.add_column("accuracy", justify="right")
     if metrics["baseline_accuracy"] is not None:
-        accuracies.add_row("TF-IDF, logistic regression", "-", f"{metrics['baseline_accuracy']:.3f}")
-        accuracies.add_row("frozen encoder, logistic regression", "-", f"{metrics['probe_accuracy']:.3f}")
+        accuracies.add_row("TF-IDF + logistic regression", "-", f"{metrics['baseline_accuracy']:.3f}")
+        accuracies.add_row("frozen BERT + logistic regression", "-", f"{metrics['probe_accuracy']:.3f}")
     accuracies.add_row(
-        f"{metrics['method']} (this run)",
-        f"{metrics['trainable_params']:,} of {metrics['total_params']:,} ({metrics['trainable_ratio']:.2%})",
+        f"BERT tuned with {metrics['method']}",
+        f"{metrics['trainable_params']:,} ({metrics['trainable_ratio']:.2%})",
         f"{metrics['accuracy']:.3f}",
         style="bold",
     )
     cost = Table(title="cost")
-    for heading in ("steps take", "training took", "compiling took", "parameters and optimizer", "peak of the process"):
+    for heading in ("a step", "all steps", "compiling", "parameters and moments", "peak of the process"):
         cost.add_column(heading, justify="right")
     cost.add_row(
         f"{metrics['step_ms_median']:.0f} ms",

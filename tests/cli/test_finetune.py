@@ -1,0 +1,196 @@
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from mindspore import load_checkpoint
+
+from mindpet.cli import main as program
+from tests.tiny import CONFIG, write_bert, write_task
+
+METRICS = {
+    *("method", "seed", "epochs", "trainable_params", "total_params", "trainable_ratio", "accuracy"),
+    *("baseline_accuracy", "probe_accuracy", "static_memory_mb", "peak_memory_mb", "step_ms_median"),
+    *("train_seconds", "compile_seconds"),
+}
+
+
+@pytest.fixture
+def task(tmp_path):
+    """Arguments that fine-tune a tiny BERT on a tiny task; `tmp_path` holds nothing else."""
+    model, data = write_bert(tmp_path / "model"), write_task(tmp_path / "task.jsonl")
+    rates = ["--learning-rate", "0.02", "--head-learning-rate", "0.05"]
+    return ["finetune", "--model", str(model), "--data", str(data), "--batch-size", "8", "--epochs", "2", *rates]
+
+
+def _run(monkeypatch, arguments):
+    """Run the program in this process and return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["mindpet", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        program.main()
+    return end.value.code
+
+
+def _losses(folder):
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [entry["loss"] for entry in entries if "loss" in entry]
+
+
+@pytest.mark.parametrize("method", ["lora", "bitfit", "full"])
+def test_a_run_learns_and_leaves_a_whole_run_folder(monkeypatch, tmp_path, capsys, task, method):
+    out = tmp_path / "run"
+    assert _run(monkeypatch, [*task, "--out", out, "--method", method, "--epochs", 12]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics.keys() >= METRICS
+    assert (metrics["method"], metrics["epochs"]) == (method, 12)
+    assert metrics["accuracy"] > 0.9, "the words decide the label"
+    assert 0 < metrics["trainable_params"] <= metrics["total_params"]
+    assert (metrics["trainable_params"] == metrics["total_params"]) == (method == "full")
+    assert metrics["static_memory_mb"] * 1e6 >= 4 * metrics["total_params"]
+    assert (out / "loss.png").stat().st_size > 1000
+    losses = _losses(out)
+    assert len(losses) == 12 * 6
+    assert losses[-1] < losses[0]
+    checkpoint = next(iter(sorted((out / "checkpoints").glob("*12_6.ckpt"))))
+    names = set(load_checkpoint(str(checkpoint)))
+    assert {"classifier.weight", "classifier.bias"} <= names
+    assert any("lora_a" in name for name in names) == (method == "lora")
+    printed = capsys.readouterr()
+    assert "TF-IDF" in printed.out
+    assert f"{metrics['accuracy']:.3f}" in printed.out
+    assert "compiling the graph" in printed.err
+
+
+def test_the_same_seed_gives_the_same_losses_bit_for_bit(monkeypatch, tmp_path, task):
+    losses = []
+    for number, seed in enumerate((3, 3, 4)):
+        out = tmp_path / f"run{number}"
+        assert _run(monkeypatch, [*task, "--out", out, "--seed", seed, "--no-baselines"]) == 0
+        losses.append(_losses(out))
+        assert json.loads((out / "metrics.json").read_text())["probe_accuracy"] is None
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+def test_float16_trains_with_a_loss_scale(monkeypatch, tmp_path, task):
+    out = tmp_path / "run"
+    assert _run(monkeypatch, [*task, "--out", out, "--dtype", "float16", "--epochs", 6]) == 0
+    entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert {entry["loss_scale"] for entry in entries if "loss" in entry} != {1.0}
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["accuracy"] > 0.9
+    assert metrics["skipped_steps"] == sum(entry.get("skipped", False) for entry in entries)
+
+
+def test_a_run_folder_is_kept_unless_overwrite_is_given(monkeypatch, tmp_path, capsys, task):
+    out = tmp_path / "run"
+    arguments = [*task, "--out", out, "--no-baselines", "--epochs", 1]
+    assert _run(monkeypatch, arguments) == 0
+    before = (out / "metrics.json").read_text()
+    assert _run(monkeypatch, arguments) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (out / "metrics.json").read_text() == before
+    assert _run(monkeypatch, [*arguments, "--overwrite", "--seed", 1]) == 0
+    assert json.loads((out / "metrics.json").read_text())["seed"] == 1
+
+
+def test_divergence_ends_with_advice_and_exit_code_1(monkeypatch, tmp_path, capsys, task):
+    code = _run(monkeypatch, [*task, "--out", tmp_path / "run", "--learning-rate", 1e30, "--method", "full"])
+    said = capsys.readouterr().err
+    assert code == 1
+    assert "lower the learning rates" in said
+    assert "last good checkpoint: none" in said
+
+
+def _break(tmp_path, what):
+    """Damage one thing of the task and return further arguments."""
+    model, data = tmp_path / "model", tmp_path / "task.jsonl"
+    if what == "no config":
+        (model / "config.json").unlink()
+    elif what == "no weights":
+        (model / "model.safetensors").unlink()
+    elif what == "torn weights":
+        file = model / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-10])
+    elif what == "other architecture":
+        (model / "config.json").write_text(json.dumps(CONFIG | {"model_type": "t5", "architectures": ["T5Model"]}))
+    elif what == "empty data":
+        data.write_text("")
+    elif what == "no JSON":
+        data.write_text(data.read_text() + "oops\n")
+    elif what == "unknown label":
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        (folder / "train.jsonl").write_text(data.read_text())
+        (folder / "test.jsonl").write_text('{"text": "day", "label": "sideways"}\n')
+        return ["--data", folder]
+    elif what == "no data":
+        return ["--data", tmp_path / "nowhere.jsonl"]
+    elif what == "out under a file":
+        return ["--out", data / "run"]
+    elif what == "unknown key":
+        (tmp_path / "run.yaml").write_text("epoch: 1\n")
+        return ["--config", tmp_path / "run.yaml"]
+    elif what == "unknown target":
+        return ["--target-modules", "querry"]
+    elif what == "no vocabulary":
+        (model / "vocab.txt").unlink()
+    elif what == "bfloat16":
+        return ["--dtype", "bfloat16"]
+    elif what == "no accelerator":
+        return ["--device", "Ascend"]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("no config", r"config\.json"),
+        ("no weights", r"model\.safetensors"),
+        ("torn weights", r"model\.safetensors"),
+        ("other architecture", "t5"),
+        ("empty data", r"task\.jsonl"),
+        ("no JSON", r"task\.jsonl.*61"),
+        ("unknown label", r"test\.jsonl.*1.*sideways"),
+        ("no data", r"nowhere\.jsonl"),
+        ("out under a file", "is no folder"),
+        ("unknown key", r"run\.yaml: epoch: no such setting; did you mean epochs"),
+        ("unknown target", "querry.*nearest: query"),
+        ("no vocabulary", r"tokenizer\.json"),
+        ("bfloat16", "no bfloat16 matrix product on a CPU"),
+        ("no accelerator", "Ascend cannot be used here"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(monkeypatch, tmp_path, capfd, task, what, said):
+    out = tmp_path / "run"
+    more = _break(tmp_path, what)
+    before = sorted(tmp_path.rglob("*"))
+    assert _run(monkeypatch, [*task, "--out", out, "--no-baselines", *more]) == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("mindpet: ")]
+    assert len(errors) == 1
+    assert re.search(said, errors[0]), errors[0]
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is left behind"
+
+
+def test_ctrl_c_ends_after_the_step_and_keeps_a_checkpoint(tmp_path, task):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "mindpet.cli", *task, "--out", str(out), "--no-baselines", "--epochs", "100000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not (out / "log.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1, said
+    assert "ended early; last checkpoint: " in said
+    assert "Traceback" not in said
+    assert list((out / "checkpoints").glob("*.ckpt"))
+    assert not (out / "metrics.json").exists()
+
+
+def test_help_does_not_import_mindspore():
+    code = "import sys; from mindpet.cli.main import app; sys.exit('mindspore' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
