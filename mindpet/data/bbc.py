@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from mindpet.data.examples import ClassificationData, Example, divide, number_labels
-from mindpet.storage.reader import read_text
-from mindpet.utils.exceptions import InputError
+from mindpet.storage.reader import read_text, require_folder
 
 __all__ = ["load_bbc"]
 
@@ -22,11 +21,7 @@ def load_bbc(folder: str | Path, seed: int) -> ClassificationData:
     Raises:
         InputError: The folder has no topics, or a file cannot be read.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(
-            f"{folder} is not an existing folder; name one that holds a folder of .txt files for each topic."
-        )
+    folder = require_folder(folder)
     first_of: dict[str, Example] = {}
     for path in sorted(folder.glob("*/*.txt"), key=lambda path: (path.parent.name, path.name)):
         # One article, on a transfer fee in pounds, is Latin-1; all others are UTF-8.

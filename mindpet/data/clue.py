@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from mindpet.data.examples import ClassificationData, Example
-from mindpet.data.jsonl import read_field, read_objects, with_valid_from_train
+from mindpet.data.examples import ClassificationData, Example, with_valid_from_train
+from mindpet.data.jsonl import read_field, read_objects
 from mindpet.utils.exceptions import InputError
 
 __all__ = ["load_clue"]

@@ -29,7 +29,7 @@ def load_data(source: str | Path | None, seed: int, notify: Callable[[str], None
     if source is None:
         return load_bbc(bbc_folder(notify), seed)
     source = Path(source)
-    if not source.is_dir():
+    if not _is_folder(source):
         return load_jsonl_file(source, seed)
     if (source / "train.jsonl").exists():
         return load_jsonl_folder(source, seed)
@@ -39,3 +39,10 @@ def load_data(source: str | Path | None, seed: int, notify: Callable[[str], None
         f"{source} holds neither train.jsonl nor train.json; expected are train.jsonl and test.jsonl (`text` and "
         "`label` on each line), or a CLUE folder with train.json and dev.json."
     )
+
+
+def _is_folder(source: Path) -> bool:
+    try:
+        return source.is_dir()
+    except OSError:  # It cannot be reached: reading it as a file says why.
+        return False

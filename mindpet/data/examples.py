@@ -1,5 +1,6 @@
 """What every source of data becomes: texts with class numbers in three splits."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from mindpet.data.splits import stratified_split
 from mindpet.utils.exceptions import InputError
 from mindpet.utils.nearest import nearest_names
 
-__all__ = ["ClassificationData", "Example", "Split", "divide", "number_labels", "to_split"]
+__all__ = ["ClassificationData", "Example", "Split", "divide", "number_labels", "to_split", "with_valid_from_train"]
 
 _SPLIT_SHARES = (0.7, 0.1, 0.2)  # train, valid, test
+_VALID_SHARE = 0.1  # of the training examples, where there is no valid split
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def number_labels(examples: Sequence[Example], source: str | Path) -> dict[str, 
         raise InputError(f"{source} holds no examples; give at least two of each of two labels.")
     if len(labels) == 1:
         raise InputError(f"{source} has the one label {labels.pop()!r} only; a classifier needs at least two.")
-    all_numbers = all(label.isascii() and label.removeprefix("-").isdigit() for label in labels)
+    all_numbers = all(re.fullmatch("-?[0-9]{1,18}", label) for label in labels)
     ordered = sorted(labels, key=lambda label: (int(label), label)) if all_numbers else sorted(labels)
     return {label: number for number, label in enumerate(ordered)}
 
@@ -107,7 +109,20 @@ def to_split(examples: Sequence[Example], numbers: dict[str, int]) -> Split:
     for example in examples:
         if example.label not in numbers:
             near = nearest_names(example.label, numbers, count=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(list(numbers)[:8])}."
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(map(repr, list(numbers)[:8]))}."
             raise InputError(f"{example.place}: no training example has the label {example.label!r}; {hint}")
     labels = np.array([numbers[example.label] for example in examples], dtype=np.int32)
     return Split(tuple(example.text for example in examples), labels)
+
+
+def with_valid_from_train(
+    name: str, train: list[Example], test: list[Example], seed: int, train_path: Path
+) -> ClassificationData:
+    """Return data whose valid split is a tenth of `train`, by label and seed.
+
+    Raises:
+        InputError: `train` has too few examples or labels, or `test` has a label that no training example has.
+    """
+    numbers = number_labels(train, train_path)
+    train_split, valid_split = divide(train, numbers, seed, train_path, (1 - _VALID_SHARE, _VALID_SHARE))
+    return ClassificationData(name, tuple(numbers), train_split, valid_split, to_split(test, numbers))

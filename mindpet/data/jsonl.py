@@ -4,13 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mindpet.data.examples import ClassificationData, Example, divide, number_labels, to_split
+from mindpet.data.examples import ClassificationData, Example, divide, number_labels, to_split, with_valid_from_train
 from mindpet.storage.reader import read_json_lines
 from mindpet.utils.exceptions import InputError
 
-__all__ = ["load_jsonl_file", "load_jsonl_folder", "read_field", "read_objects", "with_valid_from_train"]
-
-_VALID_SHARE = 0.1
+__all__ = ["load_jsonl_file", "load_jsonl_folder", "read_field", "read_objects"]
 
 
 def load_jsonl_file(path: str | Path, seed: int) -> ClassificationData:
@@ -47,19 +45,6 @@ def load_jsonl_folder(folder: str | Path, seed: int) -> ClassificationData:
     numbers = number_labels(train, train_path)
     splits = [to_split(examples, numbers) for examples in (train, _read_examples(valid_path), test)]
     return ClassificationData(folder.absolute().name, tuple(numbers), *splits)
-
-
-def with_valid_from_train(
-    name: str, train: list[Example], test: list[Example], seed: int, train_path: Path
-) -> ClassificationData:
-    """Return data whose valid split is a tenth of `train`, by label and seed.
-
-    Raises:
-        InputError: `train` has too few examples or labels, or `test` has a label that no training example has.
-    """
-    numbers = number_labels(train, train_path)
-    train_split, valid_split = divide(train, numbers, seed, train_path, (1 - _VALID_SHARE, _VALID_SHARE))
-    return ClassificationData(name, tuple(numbers), train_split, valid_split, to_split(test, numbers))
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

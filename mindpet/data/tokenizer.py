@@ -8,7 +8,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
-from mindpet.storage.reader import read_json, read_text
+from mindpet.storage.reader import read_json, read_text, require_folder
 from mindpet.utils.exceptions import InputError
 
 __all__ = ["Tokenizer", "load_tokenizer"]
@@ -78,7 +78,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     Raises:
         InputError: There is neither file, a file is damaged, or the vocabulary lacks a special token.
     """
-    folder = Path(folder)
+    folder = require_folder(folder)
     config = _read_config(folder / "tokenizer_config.json")
     path = folder / "tokenizer.json"
     if path.exists():

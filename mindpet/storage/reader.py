@@ -4,7 +4,15 @@ Whatever is wrong with a file becomes an `InputError` that names the file, the l
 """
 
 from mindpet.storage.tensors import read_safetensors, read_sharded_safetensors
-from mindpet.storage.text import read_bytes, read_json, read_json_lines, read_text, read_yaml, require_file
+from mindpet.storage.text import (
+    read_bytes,
+    read_json,
+    read_json_lines,
+    read_text,
+    read_yaml,
+    require_file,
+    require_folder,
+)
 
 __all__ = [
     "read_bytes",
@@ -15,4 +23,5 @@ __all__ = [
     "read_text",
     "read_yaml",
     "require_file",
+    "require_folder",
 ]

