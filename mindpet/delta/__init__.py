@@ -1,1 +1,21 @@
 """The tuning methods, one file each."""
+
+from mindpet.delta.adapter import AdapterDense, AdapterLayer
+from mindpet.delta.lora import LoRADense
+from mindpet.delta.low_rank_adapter import LowRankAdapterDense, LowRankAdapterLayer, LowRankLinear
+from mindpet.delta.prefix_layer import PrefixLayer
+from mindpet.delta.ptuning2 import PrefixEncoder
+from mindpet.delta.r_drop import RDropLoss, rdrop_repeat
+
+__all__ = [
+    "AdapterDense",
+    "AdapterLayer",
+    "LoRADense",
+    "LowRankAdapterDense",
+    "LowRankAdapterLayer",
+    "LowRankLinear",
+    "PrefixEncoder",
+    "PrefixLayer",
+    "RDropLoss",
+    "rdrop_repeat",
+]

@@ -87,7 +87,7 @@ class LowRankLinear(nn.Cell):
         bias = make_parameter("bias_init", bias_init, (out_channels,), param_init_type, "bias")
         self.has_bias = has_bias
         self.bias = bias if has_bias else None
-        self.bias_add = ops.BiasAdd() if has_bias else None
+        self.bias_add = ops.BiasAdd()
         self.compute_dtype = compute_dtype
         self.matmul_weight = ops.MatMul()
         self.matmul_input = ops.MatMul()
