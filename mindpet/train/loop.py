@@ -101,6 +101,9 @@ def train(
 class _Progress(dict[str, Any]):
     """What MindSpore's callbacks read of a run: a mapping whose entries are attributes too."""
 
+    cur_step_num: int
+    cur_epoch_num: int
+
     def __init__(self, **entries: Any) -> None:
         super().__init__(cur_step_num=0, cur_epoch_num=1, **entries)
         self.__dict__ = self

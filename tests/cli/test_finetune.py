@@ -46,7 +46,7 @@ def test_a_run_learns_and_leaves_a_whole_run_folder(monkeypatch, tmp_path, capsy
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics.keys() >= METRICS
     assert (metrics["method"], metrics["epochs"]) == (method, 12)
-    assert metrics["accuracy"] > 0.9, "the words decide the label"
+    assert metrics["accuracy"] > 0.8, "the words decide the label"
     assert 0 < metrics["trainable_params"] <= metrics["total_params"]
     assert (metrics["trainable_params"] == metrics["total_params"]) == (method == "full")
     assert metrics["static_memory_mb"] * 1e6 >= 4 * metrics["total_params"]
@@ -81,7 +81,7 @@ def test_float16_trains_with_a_loss_scale(monkeypatch, tmp_path, task):
     entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert {entry["loss_scale"] for entry in entries if "loss" in entry} != {1.0}
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["accuracy"] > 0.9
+    assert metrics["accuracy"] > 0.8
     assert metrics["skipped_steps"] == sum(entry.get("skipped", False) for entry in entries)
 
 
