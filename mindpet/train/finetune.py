@@ -139,15 +139,22 @@ def _first_line(error: Exception) -> str:
 def _encode(
     data: ClassificationData, tokenizer: Tokenizer, network: BertForSequenceClassification, settings: FinetuneSettings
 ) -> _Encoded:
-    """Turn the texts of each split into batches."""
+    """Turn the texts of each split into batches; all splits have the same few widths, so that graphs are shared."""
+    if tokenizer.vocab_size > network.config.vocab_size:
+        raise InputError(
+            f"{settings.model}: the tokenizer knows {tokenizer.vocab_size} tokens, but the network's embedding holds "
+            f"{network.config.vocab_size}; take tokenizer and model from the same folder"
+        )
     longest = min(settings.max_length, network.config.max_position_embeddings)
-
-    def batches(split: Split) -> Batches:
-        ids = tokenizer.encode(split.texts, longest)
-        widths = length_buckets([len(tokens) for tokens in ids], longest, settings.batch_size)
-        return Batches(ids, split.labels, settings.batch_size, widths, tokenizer.pad_id, settings.seed)
-
-    return _Encoded(batches(data.train), batches(data.valid), batches(data.test))
+    splits = (data.train, data.valid, data.test)
+    encoded = [tokenizer.encode(split.texts, longest) for split in splits]
+    widths = length_buckets([len(ids) for split in encoded for ids in split], longest, settings.batch_size)
+    return _Encoded(
+        *(
+            Batches(ids, split.labels, settings.batch_size, widths, tokenizer.pad_id, settings.seed)
+            for ids, split in zip(encoded, splits, strict=True)
+        )
+    )
 
 
 def _baselines(

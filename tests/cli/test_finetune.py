@@ -138,6 +138,8 @@ def _break(tmp_path, what):
         return ["--target-modules", "querry"]
     elif what == "no vocabulary":
         (model / "vocab.txt").unlink()
+    elif what == "vocabulary of another model":
+        (model / "vocab.txt").write_text((model / "vocab.txt").read_text() + "more\n")
     elif what == "bfloat16":
         return ["--dtype", "bfloat16"]
     elif what == "no accelerator":
@@ -160,6 +162,7 @@ def _break(tmp_path, what):
         ("unknown key", r"run\.yaml: epoch: no such setting; did you mean epochs"),
         ("unknown target", "querry.*nearest: query"),
         ("no vocabulary", r"tokenizer\.json"),
+        ("vocabulary of another model", "knows 15 tokens.*holds 14"),
         ("bfloat16", "no bfloat16 matrix product on a CPU"),
         ("no accelerator", "Ascend cannot be used here"),
     ],
