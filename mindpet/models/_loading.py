@@ -84,7 +84,7 @@ def load_parameters(parameters: Mapping[str, Parameter], tensors: Mapping[str, n
             f"{name} ({tensors[name].dtype})" for name in common if tensors[name].dtype.kind != "f"
         ],
         "NaN or infinite": [
-            name for name in common if tensors[name].dtype.kind == "f" and not np.isfinite(tensors[name]).all()
+            name for name in common if tensors[name].dtype.kind == "f" and not _is_finite(tensors[name])
         ],
     }
     found = "; ".join(f"{problem}: {_some(names)}" for problem, names in problems.items() if names)
@@ -96,6 +96,12 @@ def load_parameters(parameters: Mapping[str, Parameter], tensors: Mapping[str, n
     for name in common:
         values = np.ascontiguousarray(tensors[name], dtype=np.float32)
         parameters[name].set_data(Tensor.from_numpy(values))
+
+
+def _is_finite(values: np.ndarray) -> bool:
+    """Tell whether every value is a finite number in float32 too."""
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(values.astype(np.float32, copy=False)).all())
 
 
 def _weights_file(folder: str | Path) -> Path:
