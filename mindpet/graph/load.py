@@ -1,0 +1,119 @@
+"""Reading back what TrainableParamsCheckPoint has written."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from mindspore import Parameter, Tensor, nn
+
+from mindpet.graph.checkpoint_names import checksum_path, find_checkpoints
+from mindpet.graph.checksums import is_whole, read_checkpoint
+from mindpet.graph.parameters import canonical_name, trainable_parameters
+from mindpet.utils.exceptions import InputError
+
+__all__ = ["UnverifiedCheckpointWarning", "load_trainable", "newest_whole"]
+
+PathLike = str | os.PathLike[str]
+
+_LISTED = 20
+
+
+class UnverifiedCheckpointWarning(UserWarning):
+    """A checkpoint without checksums beside it was loaded: nothing tells whether it is undamaged."""
+
+
+def load_trainable(
+    net: nn.Cell, files: PathLike | Sequence[PathLike], *, dec_key: bytes | None = None, dec_mode: str = "AES-GCM"
+) -> None:
+    """Load checkpoints of the trainable parameters into a network, all of them or nothing.
+
+    The network must be frozen as it was for training, and may already hold the base model's values. Together the files
+    must give every trainable parameter exactly once, in its shape and dtype, and nothing else. The names that 1.x wrote
+    (`mindpet_delta_lora_A`, `tk_delta_...`) are understood.
+
+    Args:
+        net: The network; it keeps its Parameter objects and gets new values.
+        files: One .ckpt file or several. Checksums beside a file are checked; a file without them is loaded with an
+            `UnverifiedCheckpointWarning`.
+        dec_key: The key of encrypted files.
+        dec_mode: Their encryption: 'AES-GCM', 'AES-CBC' or 'SM4-CBC'.
+
+    Raises:
+        TypeError: `net` is no Cell, or `files` holds something that is no path.
+        InputError: A file does not exist, cannot be read or differs from its checksums; or parameters are missing,
+            unexpected, given twice, or of another shape or dtype. The message lists them; the network is unchanged.
+    """
+    if not isinstance(net, nn.Cell):
+        raise TypeError(f"The network is a {type(net).__name__}; give a mindspore.nn.Cell.")
+    paths = _check_files(files)
+    values = _read_values(paths, dec_key, dec_mode)
+    parameters = {canonical_name(name): parameter for name, parameter in trainable_parameters(net).items()}
+    _check_fit(net, parameters, values, paths)
+    for name, parameter in parameters.items():
+        parameter.set_data(values[name])
+    for path in paths:
+        if not checksum_path(path).exists():
+            message = f"{path} has no {checksum_path(path).name} beside it: loaded unverified."
+            warnings.warn(message, UnverifiedCheckpointWarning, stacklevel=2)
+
+
+def newest_whole(directory: PathLike, prefix: str = "DELTA_CKP") -> Path | None:
+    """Return the newest checkpoint in a folder that agrees with its checksums, or None if there is none.
+
+    Newer is a higher run number, then a higher epoch, then a higher step. Encrypted files need no key here.
+
+    Args:
+        directory: The folder that was given to TrainableParamsCheckPoint.
+        prefix: The prefix that was given to it.
+
+    Raises:
+        InputError: There is no such folder, or it cannot be read.
+    """
+    try:
+        checkpoints = find_checkpoints(Path(directory), prefix)
+    except OSError as error:
+        raise InputError(
+            f"{directory} cannot be read ({error.strerror or error}); name the folder of the checkpoints."
+        ) from error
+    return next((path for path in reversed(checkpoints) if is_whole(path)), None)
+
+
+def _check_files(files: PathLike | Sequence[PathLike]) -> list[Path]:
+    several = [files] if isinstance(files, str | os.PathLike) else files
+    if not isinstance(several, Sequence) or not all(isinstance(file, str | os.PathLike) for file in several):
+        raise TypeError(f"files is {files!r}; give the path of a .ckpt file, or a list of such paths.")
+    if not several:
+        raise InputError("files is an empty list; give at least one .ckpt file.")
+    return [Path(file) for file in several]
+
+
+def _read_values(paths: list[Path], dec_key: bytes | None, dec_mode: str) -> dict[str, Tensor]:
+    """Return all tensors by their names in version 2."""
+    values: dict[str, Tensor] = {}
+    for path in paths:
+        for name, tensor in read_checkpoint(path, dec_key, dec_mode).items():
+            if canonical_name(name) in values:
+                raise InputError(f"{path} gives {name}, which was given before; name each parameter's file once.")
+            values[canonical_name(name)] = tensor
+    return values
+
+
+def _check_fit(net: nn.Cell, parameters: dict[str, Parameter], values: dict[str, Tensor], paths: list[Path]) -> None:
+    others = {canonical_name(parameter.name) for parameter in net.get_parameters()} - parameters.keys()
+    problems = [f"{name} is missing" for name in parameters.keys() - values.keys()]
+    for name, value in values.items():
+        if name in others:
+            problems.append(f"{name} is frozen in the network")
+        elif name not in parameters:
+            problems.append(f"{name} is unknown to the network")
+        elif (value.shape, value.dtype) != (parameters[name].shape, parameters[name].dtype):
+            expected = f"{parameters[name].shape} {parameters[name].dtype}"
+            problems.append(f"{name} is {value.shape} {value.dtype} and not {expected}")
+    if problems:
+        listed = "; ".join(sorted(problems)[:_LISTED])
+        rest = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+        raise InputError(
+            f"{', '.join(map(str, paths))} does not fit the network: {listed}{rest}. Nothing was loaded; attach and"
+            " freeze the network as for the training that wrote the file."
+        )

@@ -1,0 +1,216 @@
+import hashlib
+import json
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, nn
+
+from mindpet.graph import TrainableParamsCheckPoint, UnverifiedCheckpointWarning, load_trainable, newest_whole
+from mindpet.utils.exceptions import InputError
+from tests.graph.networks import LoraNetwork, run_context, set_trainable, trainable_values
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A checkpoint in which every number is 1, and a network in which it is 0."""
+    net = LoraNetwork()
+    callback = TrainableParamsCheckPoint(str(tmp_path), "p")
+    set_trainable(net, 1)
+    callback.step_end(run_context(net, 1))
+    set_trainable(net, 0)
+    return net, tmp_path / "p-1_1.ckpt"
+
+
+def sums_of(path):
+    return path.with_name(path.name + ".sha256.json")
+
+
+def assert_all(net, value):
+    assert all((values == value).all() for values in trainable_values(net).values())
+
+
+def rewrite(path, data):
+    path.chmod(0o600)
+    path.write_bytes(data)
+
+
+def test_loading_keeps_the_parameter_objects(saved, recwarn):
+    net, path = saved
+    before = [id(parameter) for parameter in net.get_parameters()]
+    load_trainable(net, str(path))
+    assert_all(net, 1)
+    assert [id(parameter) for parameter in net.get_parameters()] == before
+    assert not [warning for warning in recwarn if warning.category is UnverifiedCheckpointWarning]
+
+
+def test_a_compiled_network_sees_the_loaded_values(saved, mode):
+    net, path = saved
+    x = Tensor(np.ones((2, 4), np.float32))
+    assert (net(x).asnumpy() == 0).all()
+    load_trainable(net, path)
+    assert (net(x).asnumpy() != 0).all()
+
+
+def test_bfloat16_survives(tmp_path):
+    net = nn.Cell()
+    net.insert_param_to_cell("scale", Parameter(Tensor(np.array([1.5, 2.5]), ms.bfloat16), name="scale"))
+    callback = TrainableParamsCheckPoint(str(tmp_path))
+    callback.step_end(run_context(net, 1))
+    net.scale.set_data(Tensor(np.zeros(2), ms.bfloat16))
+    load_trainable(net, newest_whole(tmp_path))
+    assert net.scale.dtype == ms.bfloat16
+    assert net.scale.float().asnumpy().tolist() == [1.5, 2.5]
+
+
+def test_several_files_give_the_parameters_together(saved, tmp_path):
+    net, _ = saved
+    set_trainable(net, 2)
+    parts = [tmp_path / "matrices.ckpt", tmp_path / "head.ckpt"]
+    for part, prefix in zip(parts, ("mindpet", "head"), strict=True):
+        ms.save_checkpoint(net, str(part), choice_func=lambda name, prefix=prefix: name.startswith(prefix))
+    set_trainable(net, 0)
+    with pytest.raises(InputError, match=r"head\.bias is missing"):
+        load_trainable(net, parts[:1])
+    with pytest.raises(InputError, match="which was given before"):
+        load_trainable(net, [*parts, parts[0]])
+    assert_all(net, 0)
+    with pytest.warns(UnverifiedCheckpointWarning) as caught:
+        load_trainable(net, parts)
+    assert len(caught) == 2
+    assert_all(net, 2)
+
+
+def test_names_of_old_files_are_understood(saved, tmp_path):
+    net, _ = saved
+    old = {"mindpet_delta_lora_a": "mindpet_delta_lora_A", "mindpet_delta_lora_b": "tk_delta_lora_B"}
+    values = trainable_values(net)
+    path = tmp_path / "old.ckpt"
+    ms.save_checkpoint(
+        [{"name": old.get(name, name), "data": Tensor(value + 3)} for name, value in values.items()], str(path)
+    )
+    with pytest.warns(UnverifiedCheckpointWarning):
+        load_trainable(net, path)
+    assert_all(net, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values.pop("head.bias"), r"head\.bias is missing"),
+        (lambda values: values.update(more=np.ones(1, np.float32)), "more is unknown to the network"),
+        (lambda values: values.update({"dense.bias": np.ones(4, np.float32)}), r"dense\.bias is frozen"),
+        (lambda values: values.update({"head.bias": np.ones(3, np.float32)}), r"head\.bias is \(3,\) Float32"),
+        (lambda values: values.update({"head.bias": np.ones(2, np.float16)}), r"head\.bias is \(2,\) Float16"),
+        (
+            lambda values: values.update(more=values.pop("head.bias")),
+            r"head\.bias is missing; more is unknown",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_listed_and_nothing_is_loaded(saved, tmp_path, change, message):
+    net, _ = saved
+    values = {name: value + 1 for name, value in trainable_values(net).items()}
+    change(values)
+    path = tmp_path / "changed.ckpt"
+    ms.save_checkpoint([{"name": name, "data": Tensor(value)} for name, value in values.items()], str(path))
+    with pytest.raises(InputError, match=message):
+        load_trainable(net, path)
+    assert_all(net, 0)
+
+
+def test_every_truncation_and_bit_flip_is_found(saved):
+    net, path = saved
+    whole = path.read_bytes()
+    damaged = [whole[:length] for length in range(0, len(whole), 7)] + [whole + b"\0"]
+    damaged += [bytes([*whole[:i], whole[i] ^ 1 << i % 8, *whole[i + 1 :]]) for i in range(len(whole))]
+    for data in damaged:
+        rewrite(path, data)
+        with pytest.raises(InputError, match="damaged"):
+            load_trainable(net, path)
+        assert newest_whole(path.parent, "p") is None
+    assert_all(net, 0)
+
+
+def test_a_changed_tensor_is_found_behind_the_checksum_of_the_file(saved):
+    net, path = saved
+    whole = path.read_bytes()
+    data = whole.replace(np.ones(2, np.float32).tobytes(), np.array([1, 2], np.float32).tobytes())
+    assert data != whole
+    rewrite(path, data)
+    sums = json.loads(sums_of(path).read_text())
+    sums["sha256"] = hashlib.sha256(data).hexdigest()
+    sums_of(path).write_text(json.dumps(sums))
+    with pytest.raises(InputError, match="differs from"):
+        load_trainable(net, path)
+    assert_all(net, 0)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"size": 1}', "\0"])
+def test_unusable_checksums_are_an_error(saved, text):
+    net, path = saved
+    sums_of(path).write_text(text)
+    with pytest.raises(InputError, match="sha256"):
+        load_trainable(net, path)
+    assert newest_whole(path.parent, "p") is None
+    assert_all(net, 0)
+
+
+def test_without_checksums_a_file_is_loaded_as_unverified_but_never_chosen(saved):
+    net, path = saved
+    sums_of(path).unlink()
+    assert newest_whole(path.parent, "p") is None
+    with pytest.warns(UnverifiedCheckpointWarning, match=path.name) as caught:
+        load_trainable(net, path)
+    assert caught[0].filename == __file__
+    assert_all(net, 1)
+
+
+@pytest.mark.parametrize("data", [b"", b"no checkpoint", b"\x0a\xff\xff\xff\xff\xff", bytes(100)])
+def test_a_file_that_is_no_checkpoint(saved, data):
+    net, path = saved
+    sums_of(path).unlink()
+    rewrite(path, data)
+    with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+        load_trainable(net, path)
+    assert_all(net, 0)
+
+
+def test_bad_arguments(saved, tmp_path):
+    net, path = saved
+    for model, files, error in [
+        (None, path, TypeError),
+        (net, None, TypeError),
+        (net, [None], TypeError),
+        (net, {path}, TypeError),
+        (net, [], InputError),
+        (net, tmp_path / "none.ckpt", InputError),
+        (net, tmp_path, InputError),
+    ]:
+        with pytest.raises(error) as caught:
+            load_trainable(model, files)
+        assert caught.type is error
+    frozen = nn.Dense(1, 1)
+    for parameter in frozen.get_parameters():
+        parameter.requires_grad = False
+    with pytest.raises(InputError, match="no trainable parameter"):
+        load_trainable(frozen, path)
+    with pytest.raises(InputError):
+        newest_whole(tmp_path / "none")
+    with pytest.raises(InputError):
+        newest_whole(path)
+
+
+def test_newest_means_run_then_epoch_then_step_and_skips_the_damaged(saved):
+    _, path = saved
+    names = ["p-1_1", "p-1_2", "p-1_10", "p-2_1", "p-10_1", "p_1-1_1", "p_2-1_1", "p_10-1_1"]
+    for name in names[1:]:
+        for suffix in (".ckpt", ".ckpt.sha256.json"):
+            (path.parent / (name + suffix)).write_bytes((path.parent / ("p-1_1" + suffix)).read_bytes())
+    (path.parent / "pp-9_9.ckpt").write_bytes(b"")
+    (path.parent / "p_a-9_9.ckpt").write_bytes(b"")
+    for name in reversed(names):
+        assert newest_whole(path.parent, "p") == path.parent / f"{name}.ckpt"
+        rewrite(path.parent / f"{name}.ckpt", b"damaged")
+    assert newest_whole(path.parent, "p") is None
+    assert newest_whole(path.parent, "absent") is None
