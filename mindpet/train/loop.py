@@ -49,7 +49,7 @@ def train(
         batches: The training batches.
         epochs: Number of passes.
         learning_rates: That of each step, for the records.
-        callbacks: MindSpore callbacks such as `TrainableParamsCheckPoint`; their `step_end` and `end` are called.
+        callbacks: MindSpore callbacks such as `TrainableParamsCheckPoint`; told of the begin, each step and the end.
         observer: Told of each step and epoch.
 
     Returns:
@@ -62,6 +62,8 @@ def train(
     context = RunContext(progress)
     shapes: set[tuple[int, ...]] = set()
     stopped = False
+    for callback in callbacks:
+        callback.on_train_begin(context)
     with catch_stop_signals() as stop:
         for epoch in range(1, epochs + 1):
             progress.cur_epoch_num = epoch
@@ -86,7 +88,7 @@ def train(
                 _check_finite(step.cell, record, epoch_ends=record.step % batches.steps_per_epoch == 0)
                 observer.after_step(record)
                 for callback in callbacks:
-                    callback.step_end(context)
+                    callback.on_train_step_end(context)
                 stopped = stop.requested or context.get_stop_requested()
                 if stopped:
                     break
@@ -94,7 +96,7 @@ def train(
                 break
             observer.after_epoch(epoch)
         for callback in callbacks:
-            callback.end(context)
+            callback.on_train_end(context)
     return not stopped
 
 

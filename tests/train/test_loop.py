@@ -105,7 +105,7 @@ def test_the_second_signal_acts_as_ever():
 
 def test_a_callback_may_ask_for_an_end():
     recorder = _Recorder()
-    recorder.step_end = lambda context: context.request_stop()
+    recorder.on_train_step_end = lambda context: context.request_stop()
     assert not _train(_FakeStep(), recorder)
     assert recorder.events == ["compile (4, 3)", "step 1", "end"]
 
