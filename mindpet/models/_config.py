@@ -65,23 +65,23 @@ class BertConfig:
     """The shape of a BERT; names and defaults are those of a Hugging Face `config.json`.
 
     Args:
-        vocab_size: tokens in the vocabulary.
-        hidden_size: width of the hidden states; a multiple of `num_attention_heads`.
-        num_hidden_layers: transformer blocks.
-        num_attention_heads: heads of each attention.
-        intermediate_size: width of the feed-forward layer.
-        hidden_act: its activation: gelu, gelu_new, gelu_pytorch_tanh, relu, silu, swish or tanh.
-        hidden_dropout_prob: dropout of embeddings, attention outputs and feed-forward outputs.
-        attention_probs_dropout_prob: dropout of the attention probabilities.
-        max_position_embeddings: longest sequence, in tokens.
-        type_vocab_size: segment numbers.
-        initializer_range: standard deviation of newly initialised weights.
-        layer_norm_eps: constant added to LayerNorm's variance.
-        classifier_dropout: dropout before the classifier; None for `hidden_dropout_prob`.
-        num_labels: classes of the classification head.
+        vocab_size: Tokens in the vocabulary.
+        hidden_size: Width of the hidden states; a multiple of `num_attention_heads`.
+        num_hidden_layers: Transformer blocks.
+        num_attention_heads: Heads of each attention.
+        intermediate_size: Width of the feed-forward layer.
+        hidden_act: Its activation: gelu, gelu_new, gelu_pytorch_tanh, relu, silu, swish or tanh.
+        hidden_dropout_prob: Dropout of embeddings, attention outputs and feed-forward outputs.
+        attention_probs_dropout_prob: Dropout of the attention probabilities.
+        max_position_embeddings: Longest sequence, in tokens.
+        type_vocab_size: Segment numbers.
+        initializer_range: Standard deviation of newly initialised weights.
+        layer_norm_eps: Constant added to LayerNorm's variance.
+        classifier_dropout: Dropout before the classifier; None for `hidden_dropout_prob`.
+        num_labels: Classes of the classification head.
 
     Raises:
-        InputError: a value of the wrong type or out of range.
+        InputError: A value of the wrong type or out of range.
     """
 
     vocab_size: int = 30522
@@ -115,10 +115,10 @@ class BertConfig:
         """Read the contents of a `config.json`; missing keys take BERT's defaults, foreign keys are ignored.
 
         Args:
-            values: the parsed file.
+            values: The parsed file.
 
         Raises:
-            InputError: another architecture, a value out of range, or a feature that would change the numbers and is
+            InputError: Another architecture, a value out of range, or a feature that would change the numbers and is
                 not built here (relative positions, decoder, cross attention, pruned heads, quantised weights).
         """
         _check_architecture(values)
@@ -138,10 +138,10 @@ class BertConfig:
         """Read `config.json` of a Hugging Face model folder.
 
         Args:
-            folder: the model's folder.
+            folder: The model's folder.
 
         Raises:
-            InputError: as `from_dict`, and when the file is missing or no JSON object; the message names the file.
+            InputError: As `from_dict`, and when the file is missing or no JSON object; the message names the file.
         """
         path = Path(folder) / CONFIG_FILE
         values = read_json(path)

@@ -39,7 +39,7 @@ def read_bert_tensors(folder: str | Path) -> dict[str, np.ndarray]:
     pretraining heads are left out.
 
     Raises:
-        InputError: no readable safetensors files, or one tensor under two names.
+        InputError: No readable safetensors files, or one tensor under two names.
     """
     tensors: dict[str, np.ndarray] = {}
     for name, values in read_sharded_safetensors(folder).items():
@@ -63,12 +63,12 @@ def load_parameters(parameters: Mapping[str, Parameter], tensors: Mapping[str, n
     The arrays may become the parameters' own memory: a caller must not use them afterwards.
 
     Args:
-        parameters: by their names in Hugging Face files.
-        tensors: by the same names.
-        folder: where the tensors came from, for the message.
+        parameters: By their names in Hugging Face files.
+        tensors: By the same names.
+        folder: Where the tensors came from, for the message.
 
     Raises:
-        InputError: tensors that are missing, unexpected, of another shape, no floating-point numbers, or not finite;
+        InputError: Tensors that are missing, unexpected, of another shape, no floating-point numbers, or not finite;
             the message lists them all.
     """
     common = sorted(parameters.keys() & tensors.keys())

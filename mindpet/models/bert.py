@@ -6,14 +6,13 @@ adapters and files that name modules fit both. Parameters have MindSpore's leaf 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import mindspore
 import numpy as np
 from mindspore import Tensor, nn, ops
-from mindspore.common.initializer import Normal, initializer
+from mindspore.common.initializer import initializer
 
 from mindpet import kernels
 from mindpet.models._config import BertConfig
@@ -25,7 +24,8 @@ __all__ = ["POOLINGS", "BertConfig", "BertForSequenceClassification", "BertModel
 
 POOLINGS = ("pooler", "cls", "mean")
 
-_HIDDEN = -1e4  # added to the score of a padded key; the softmax then gives exactly 0, in float16 too
+_MASKED = -1e4  # added to the score of a padded key; the softmax then gives exactly 0, in float16 too
+_TO_BE_READ = 0.0  # the spread of weights that a file replaces: drawing 110 million normal numbers takes seconds
 
 
 class BertEmbeddings(nn.Cell):
@@ -161,9 +161,9 @@ class BertModel(nn.Cell):
     """The BERT encoder, `transformers.BertModel`.
 
     Args:
-        config: the shape of the network.
-        with_pooler: whether it has the dense layer on the first position.
-        compute_dtype: dtype of the activations between embeddings and output: float32, float16 or (Ascend) bfloat16.
+        config: The shape of the network.
+        with_pooler: Whether it has the dense layer on the first position.
+        compute_dtype: Dtype of the activations between embeddings and output: float32, float16 or (Ascend) bfloat16.
             Parameters stay float32; softmax, LayerNorm's statistics and the pooler compute in float32.
     """
 
@@ -186,15 +186,15 @@ class BertModel(nn.Cell):
         """Encode a batch.
 
         Args:
-            input_ids: int tensor (batch, length), each below vocab_size.
+            input_ids: Int tensor (batch, length), each below vocab_size.
             attention_mask: (batch, length) of any dtype, 1 for a token and 0 for padding.
-            token_type_ids: int tensor (batch, length), the segment of each token.
+            token_type_ids: Int tensor (batch, length), the segment of each token.
 
         Returns:
             The last hidden states (batch, length, hidden) in the compute dtype, and the pooled first position
             (batch, hidden) in float32, or None without a pooler.
         """
-        mask = (1.0 - attention_mask.astype(mindspore.float32)) * _HIDDEN
+        mask = (1.0 - attention_mask.astype(mindspore.float32)) * _MASKED
         mask = ops.expand_dims(ops.expand_dims(mask, 1), 1)
         hidden = self.embeddings(input_ids, token_type_ids).astype(self.compute_dtype)
         hidden = self.encoder(hidden, mask)
@@ -212,19 +212,19 @@ class BertModel(nn.Cell):
         """Read a Hugging Face folder (`config.json`, safetensors); the network has a pooler when the folder has one.
 
         Args:
-            folder: the model's folder; a classification head in it is left out.
-            dropout: takes the place of every dropout of the configuration; None keeps them.
-            compute_dtype: as in the constructor.
+            folder: The model's folder; a classification head in it is left out.
+            dropout: Takes the place of every dropout of the configuration; None keeps them.
+            compute_dtype: As in the constructor.
 
         Raises:
-            InputError: a missing or damaged file, another architecture, or weights that do not fit; the message names
+            InputError: A missing or damaged file, another architecture, or weights that do not fit; the message names
                 the file. No network is made then.
         """
         config = BertConfig.from_folder(folder).with_dropout(dropout)
         found = without(read_bert_tensors(folder), "classifier.")
         tensors = {name.removeprefix(ENCODER_PREFIX): values for name, values in found.items()}
         with_pooler = any(name.startswith("pooler.") for name in tensors)
-        net = cls(replace(config, initializer_range=0.0), with_pooler, compute_dtype)
+        net = cls(replace(config, initializer_range=_TO_BE_READ), with_pooler, compute_dtype)
         load_parameters({file_name(p.name): p for p in net.get_parameters()}, tensors, folder)
         net.config = config
         return net
@@ -234,16 +234,16 @@ class BertForSequenceClassification(nn.Cell):
     """BERT with a classification head, `transformers.BertForSequenceClassification` when pooling is 'pooler'.
 
     Args:
-        config: the shape of the network; `num_labels` is the number of classes.
-        pooling: how a text becomes one vector: 'pooler' (dense layer and tanh on the first position), 'cls' (the first
+        config: The shape of the network; `num_labels` is the number of classes.
+        pooling: How a text becomes one vector: 'pooler' (dense layer and tanh on the first position), 'cls' (the first
             position) or 'mean' (mean of the positions that are no padding).
-        compute_dtype: as in `BertModel`; pooling and head compute in float32.
+        compute_dtype: As in `BertModel`; pooling and head compute in float32.
 
     Attributes:
-        head_is_new: whether the classifier's weights are fresh random numbers rather than read from a file.
+        head_is_new: Whether the classifier's weights are fresh random numbers rather than read from a file.
 
     Raises:
-        InputError: an unknown pooling.
+        InputError: An unknown pooling.
     """
 
     def __init__(
@@ -267,9 +267,9 @@ class BertForSequenceClassification(nn.Cell):
         """Classify a batch.
 
         Args:
-            input_ids: int tensor (batch, length), each below vocab_size.
+            input_ids: Int tensor (batch, length), each below vocab_size.
             attention_mask: (batch, length) of any dtype, 1 for a token and 0 for padding.
-            token_type_ids: int tensor (batch, length), the segment of each token.
+            token_type_ids: Int tensor (batch, length), the segment of each token.
 
         Returns:
             Logits (batch, num_labels), float32.
@@ -301,14 +301,14 @@ class BertForSequenceClassification(nn.Cell):
         `initializer_range` under MindSpore's seed, and `head_is_new` says so.
 
         Args:
-            folder: the model's folder, of any BERT: plain, pretraining or classifier.
-            num_labels: number of classes; None takes it from the folder's classifier, else from its `config.json`.
-            pooling: as in the constructor.
-            dropout: takes the place of every dropout of the configuration; None keeps them, 0.0 trains without.
-            compute_dtype: as in the constructor.
+            folder: The model's folder, of any BERT: plain, pretraining or classifier.
+            num_labels: Number of classes; None takes it from the folder's classifier, else from its `config.json`.
+            pooling: As in the constructor.
+            dropout: Takes the place of every dropout of the configuration; None keeps them, 0.0 trains without.
+            compute_dtype: As in the constructor.
 
         Raises:
-            InputError: a missing or damaged file, another architecture, weights that do not fit, or no pooler where
+            InputError: A missing or damaged file, another architecture, weights that do not fit, or no pooler where
                 pooling asks for one; the message names the file. No network is made then.
         """
         config = BertConfig.from_folder(folder).with_dropout(dropout)
@@ -317,25 +317,20 @@ class BertForSequenceClassification(nn.Cell):
             tensors = without(tensors, "bert.pooler.")
         elif not any(name.startswith("bert.pooler.") for name in tensors):
             raise InputError(f"{folder} holds no pooler, which pooling 'pooler' needs: choose 'mean' or 'cls'.")
-        classes = _classes_of_head(tensors)
         if num_labels is None:
-            num_labels = config.num_labels if classes is None else classes
+            head = tensors.get("classifier.weight")
+            num_labels = config.num_labels if head is None or head.ndim == 0 else head.shape[0]
         config = replace(config, num_labels=num_labels)
 
-        net = cls(replace(config, initializer_range=0.0), pooling, compute_dtype)
+        net = cls(replace(config, initializer_range=_TO_BE_READ), pooling, compute_dtype)
         net.config = net.bert.config = config
-        net.head_is_new = classes != num_labels
         parameters = {file_name(p.name): p for p in net.get_parameters()}
+        rows = {values.shape[:1] for name, values in tensors.items() if name.startswith("classifier.")}
+        net.head_is_new = (num_labels,) not in rows
         if net.head_is_new:
             parameters, tensors = without(parameters, "classifier."), without(tensors, "classifier.")
         load_parameters(parameters, tensors, folder)
         if net.head_is_new:
             weight = net.classifier.weight
-            weight.set_data(initializer(Normal(config.initializer_range), weight.shape, weight.dtype).init_data())
+            weight.set_data(initializer(starting_weights(config.initializer_range), weight.shape).init_data())
         return net
-
-
-def _classes_of_head(tensors: Mapping[str, np.ndarray]) -> int | None:
-    """Return the number of classes of the classifier in a file; None when there is none or its tensors disagree."""
-    rows = {values.shape[:1] for name, values in tensors.items() if name.startswith("classifier.")}
-    return rows.pop()[0] if len(rows) == 1 and () not in rows else None

@@ -45,6 +45,10 @@ TENSORS = {
         changed(**{"classifier.weight": np.ones((4, 13), np.float32)}),
         r"classifier.weight \[4, 13\] instead of \[4, 12\]",
     ),
+    "classifier whose halves disagree": (
+        changed(**{"classifier.bias": np.ones(3, np.float32)}),
+        r"classifier.bias \[3\] instead of \[4\]",
+    ),
     "half a classifier": (changed(**{"classifier.bias": None}), "missing: classifier.bias"),
     "one tensor under two names": (
         changed(**{QUERY.removeprefix("bert."): np.ones((12, 12), np.float32)}),
