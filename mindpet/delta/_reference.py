@@ -1,0 +1,164 @@
+"""The formulas of the delta layers in NumPy and float64, for tests and for the self-test on a device.
+
+Each function takes the layer's parameters as a mapping from their names inside the layer to arrays, and computes in the
+dtype of its arguments: hand in float64.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+__all__ = [
+    "ACTIVATIONS",
+    "Array",
+    "adapter",
+    "adapter_dense",
+    "dense",
+    "lora_dense",
+    "low_rank_adapter",
+    "low_rank_adapter_dense",
+    "prefix_encoder",
+    "prefix_layer",
+    "r_drop_loss",
+]
+
+Array = np.ndarray
+Parameters = Mapping[str, Array]
+
+_BLOCK = "mindpet_delta_adapter_block."
+_DOWN = "mindpet_delta_low_rank_adapter_down_sampler."
+_UP = "mindpet_delta_low_rank_adapter_up_sampler."
+
+
+def _sigmoid(x: Array) -> Array:
+    return 0.5 * (1 + np.tanh(0.5 * x))
+
+
+def _log_softmax(x: Array, axis: int = -1) -> Array:
+    shifted = x - x.max(axis, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))
+
+
+def _fast_gelu(x: Array) -> Array:
+    return x * _sigmoid(1.702 * x)
+
+
+# By the names of mindspore.nn.get_activation, save rrelu, which is random. prelu and preluExt are at their start.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+    "fast_gelu": _fast_gelu,
+    "gelu": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "hardtanh": lambda x: np.clip(x, -1, 1),
+    "hshrink": lambda x: np.where(np.abs(x) > 0.5, x, 0),
+    "hsigmoid": lambda x: np.clip((x + 3) / 6, 0, 1),
+    "hswish": lambda x: x * np.clip((x + 3) / 6, 0, 1),
+    "leakyrelu": lambda x: np.where(x > 0, x, 0.2 * x),
+    "logsigmoid": lambda x: -np.logaddexp(0, -x),
+    "logsoftmax": _log_softmax,
+    "logsoftmaxExt": _log_softmax,
+    "mish": lambda x: x * np.tanh(np.logaddexp(0, x)),
+    "prelu": lambda x: np.where(x > 0, x, 0.25 * x),
+    "preluExt": lambda x: np.where(x > 0, x, 0.25 * x),
+    "relu": lambda x: np.maximum(x, 0),
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "sigmoid": _sigmoid,
+    "silu": lambda x: x * _sigmoid(x),
+    "softmax": lambda x: np.exp(_log_softmax(x)),
+    "softmax2d": lambda x: np.exp(_log_softmax(x, -3)),
+    "softmin": lambda x: np.exp(_log_softmax(-x)),
+    "softshrink": lambda x: np.sign(x) * np.maximum(np.abs(x) - 0.5, 0),
+    "softsign": lambda x: x / (1 + np.abs(x)),
+    "tanh": np.tanh,
+    "tanhshrink": lambda x: x - np.tanh(x),
+}
+
+
+def _activate(activation: str | None, x: Array) -> Array:
+    return x if activation is None else ACTIVATIONS[activation](x)
+
+
+def dense(x: Array, parameters: Parameters, activation: str | None = None) -> Array:
+    """Return activation(x weight^T + bias); no bias where the parameters have none."""
+    return _activate(activation, x @ parameters["weight"].T + parameters.get("bias", 0))
+
+
+def lora_dense(x: Array, parameters: Parameters, scaling: float, activation: str | None = None) -> Array:
+    """Return activation(x weight^T + bias + scaling x lora_a^T lora_b^T)."""
+    branch = x @ parameters["mindpet_delta_lora_a"].T @ parameters["mindpet_delta_lora_b"].T
+    return _activate(activation, dense(x, parameters) + scaling * branch)
+
+
+def adapter(x: Array, parameters: Parameters, non_linearity: str = "gelu") -> Array:
+    """Return x + non_linearity(x W_down^T + b_down) W_up^T + b_up."""
+    hidden = dense(x, _inside(f"{_BLOCK}mindpet_delta_adapter_down_sampler.", parameters), non_linearity)
+    return x + dense(hidden, _inside(f"{_BLOCK}mindpet_delta_adapter_up_sampler.", parameters))
+
+
+def adapter_dense(
+    x: Array, parameters: Parameters, non_linearity: str = "gelu", activation: str | None = None
+) -> Array:
+    """Return adapter(activation(x weight^T + bias))."""
+    return adapter(dense(x, parameters, activation), _inside("mindpet_delta_adapter.", parameters), non_linearity)
+
+
+def low_rank_adapter(x: Array, parameters: Parameters, non_linearity: str = "gelu") -> Array:
+    """Return x + non_linearity(x left_down right_down + b_down) left_up right_up + b_up."""
+    hidden = _activate(non_linearity, _low_rank(x, _inside(_DOWN, parameters)))
+    return x + _low_rank(hidden, _inside(_UP, parameters))
+
+
+def low_rank_adapter_dense(
+    x: Array, parameters: Parameters, non_linearity: str = "gelu", activation: str | None = None
+) -> Array:
+    """Return low_rank_adapter(activation(x weight^T + bias))."""
+    inner = _inside("mindpet_delta_low_rank_adapter.", parameters)
+    return low_rank_adapter(dense(x, parameters, activation), inner, non_linearity)
+
+
+def _low_rank(x: Array, parameters: Parameters) -> Array:
+    left = parameters["mindpet_delta_low_rank_adapter_weight_left"]
+    right = parameters["mindpet_delta_low_rank_adapter_weight_right"]
+    return x @ (left @ right) + parameters["bias"]
+
+
+def prefix_layer(parameters: Parameters) -> tuple[Array, Array]:
+    """Return past_key and past_value, the halves of tanh(table W_1^T + b_1) W_2^T + b_2."""
+    trans = "mindpet_delta_prefixtuning_control_trans."
+    table = parameters["mindpet_delta_prefixtuning_wte.embedding_table"]
+    both = dense(dense(table, _inside(f"{trans}0.", parameters), "tanh"), _inside(f"{trans}2.", parameters))
+    past_key, past_value = np.split(both, 2, -1)
+    return past_key, past_value
+
+
+def prefix_encoder(parameters: Parameters, batch: int, layers: int, heads: int) -> Array:
+    """Return the prefixes of all layers, of shape (layers, 2, batch, heads, tokens, channels)."""
+    prefix = parameters["mindpet_delta_ptuning2_embedding.embedding_table"]
+    projected = "mindpet_delta_ptuning2_dense_in.weight" in parameters
+    if projected:
+        hidden = dense(prefix, _inside("mindpet_delta_ptuning2_dense_in.", parameters), "tanh")
+        prefix = dense(hidden, _inside("mindpet_delta_ptuning2_dense_out.", parameters))
+    split = prefix.reshape(len(prefix), layers, 2, heads, -1).transpose(1, 2, 3, 0, 4)
+    return np.repeat(split[:, :, None], batch, 2)
+
+
+def r_drop_loss(logits: Array, labels: Array, alpha: float = 4) -> float:
+    """Return the mean cross entropy of 2 N rows plus alpha times the mean of (KL(p || q) + KL(q || p)) / 4.
+
+    Args:
+        logits: (2 N, classes); the rows 2 i and 2 i + 1 are a pair.
+        labels: 2 N class indices, or class probabilities of the shape of `logits`.
+        alpha: the weight of the divergence.
+    """
+    log_probabilities = _log_softmax(logits)
+    classes = np.arange(logits.shape[1])
+    targets = labels if labels.shape == logits.shape else labels.reshape(-1, 1) == classes
+    ce_loss = -(targets * log_probabilities).sum(-1).mean()
+    log_p, log_q = log_probabilities[::2], log_probabilities[1::2]
+    forward = (np.exp(log_p) * (log_p - log_q)).sum(-1)
+    backward = (np.exp(log_q) * (log_q - log_p)).sum(-1)
+    return float(ce_loss + alpha * ((forward + backward) / 4).mean())
+
+
+def _inside(prefix: str, parameters: Parameters) -> dict[str, Array]:
+    """Return the parameters of the cell under `prefix`, by their names inside it."""
+    return {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}
