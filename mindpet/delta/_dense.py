@@ -16,22 +16,20 @@ from mindpet.delta._checks import (
     check_positive_int,
 )
 
-__all__ = ["DeltaDense", "make_parameter", "reset_parameter"]
+__all__ = ["DeltaDense", "make_parameter", "replace_parameter"]
 
 
 def make_parameter(argument: str, init: Any, shape: tuple[int, ...], dtype: Any, name: str) -> Parameter:
     """Return a Parameter of `shape` and `dtype` that starts as the constructor's `argument` says."""
-    return Parameter(_start(argument, init, shape, dtype), name=name)
-
-
-def reset_parameter(argument: str, init: Any, parameter: Parameter) -> None:
-    """Start `parameter` anew as the constructor's `argument` says."""
-    parameter.set_data(_start(argument, init, tuple(parameter.shape), parameter.dtype).init_data())
-
-
-def _start(argument: str, init: Any, shape: tuple[int, ...], dtype: Any) -> Tensor:
     check_initializer(argument, init, shape)
-    return init.astype(dtype) if isinstance(init, Tensor) else initializer(init, shape, dtype)
+    value = init.astype(dtype) if isinstance(init, Tensor) else initializer(init, shape, dtype)
+    return Parameter(value, name=name)
+
+
+def replace_parameter(cell: nn.Cell, attribute: str, argument: str, init: Any) -> None:
+    """Put a new Parameter in the place of `cell.<attribute>` that starts as `argument` says; all else stays."""
+    old = getattr(cell, attribute)
+    setattr(cell, attribute, make_parameter(argument, init, tuple(old.shape), old.dtype, old.name))
 
 
 class DeltaDense(nn.Dense):
@@ -62,14 +60,14 @@ class DeltaDense(nn.Dense):
         check_dtype("compute_dtype", compute_dtype)
         check_dtype("param_init_type", param_init_type)
         activation = make_activation(activation)
-        super().__init__(in_channels, out_channels, weight_init, bias_init, has_bias, activation, param_init_type)
+        super().__init__(in_channels, out_channels, weight_init, bias_init, has_bias, activation, dtype=param_init_type)
         self.compute_dtype = compute_dtype
         self.activates_rows = takes_rows(activation)
         self.cast = ops.Cast()
 
     @staticmethod
     def base_arguments(dense: nn.Dense, compute_dtype: Any) -> dict[str, Any]:
-        """Return the constructor arguments that make a layer of the shape of `dense`, with weights soon to be replaced.
+        """Return the constructor arguments of a layer that has the shape of `dense` and is about to take it over.
 
         Args:
             dense: the layer that is to be taken over.
@@ -85,25 +83,30 @@ class DeltaDense(nn.Dense):
             "weight_init": "zeros",
             "bias_init": "zeros",
             "has_bias": dense.has_bias,
-            "activation": dense.activation,
+            "activation": None,
             "compute_dtype": dense.weight.dtype if compute_dtype is None else compute_dtype,
         }
 
     def take_over(self, dense: nn.Dense) -> None:
-        """Use the very Parameters, primitives (with their shard strategies) and training flag of `dense`.
+        """Use the Parameters, primitives (with their shard strategies), activation and training flag of `dense` itself.
 
         The added parameters are named beside the weight: `block.query.weight` puts them under `block.query`.
         """
+        names = [(parameter, parameter.name) for parameter in dense.get_parameters()]
         prefix = dense.weight.name.rpartition(".")[0]
+        added = [parameter for name, parameter in self.parameters_and_names() if name not in ("weight", "bias")]
+        for parameter in added:
+            parameter.name = f"{prefix}.{parameter.name}" if prefix else parameter.name
         self.matmul = dense.matmul
         self.weight = dense.weight
         if dense.has_bias:
             self.bias = dense.bias
             self.bias_add = dense.bias_add
-        taken = {id(parameter) for parameter in dense.get_parameters()}
-        for parameter in self.get_parameters():
-            if prefix and id(parameter) not in taken:
-                parameter.name = f"{prefix}.{parameter.name}"
+        self.activation = dense.activation
+        self.activation_flag = dense.activation_flag
+        self.activates_rows = takes_rows(dense.activation)
+        for parameter, name in names:  # assigning an activation renames its parameters
+            parameter.name = name
         self.set_train(dense.training)
 
     def construct(self, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from mindspore import dtype as mstype
 from mindpet.delta._activations import ACTIVATIONS
 from mindpet.delta._bottleneck import BottleneckLayer
 from mindpet.delta._checks import check_positive_int
-from mindpet.delta._dense import DeltaDense, reset_parameter
+from mindpet.delta._dense import DeltaDense, replace_parameter
 from mindpet.delta._shard import shard_methods, within
 from mindpet.delta.low_rank_adapter import LowRankAdapterDense, LowRankAdapterLayer, LowRankLinear
 
@@ -165,7 +165,7 @@ class AdapterDense(DeltaDense):
             **cls.base_arguments(dense, compute_dtype),
         )
         block = layer.mindpet_delta_adapter.mindpet_delta_adapter_block
-        reset_parameter("up_init", up_init, block.mindpet_delta_adapter_up_sampler.weight)
+        replace_parameter(block.mindpet_delta_adapter_up_sampler, "weight", "up_init", up_init)
         layer.take_over(dense)
         return layer
 

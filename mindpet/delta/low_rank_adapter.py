@@ -14,7 +14,7 @@ from mindpet.delta._checks import (
     check_positive_int,
     check_weight_initializer,
 )
-from mindpet.delta._dense import DeltaDense, make_parameter, reset_parameter
+from mindpet.delta._dense import DeltaDense, make_parameter, replace_parameter
 from mindpet.delta._shard import shard_methods, within
 
 __all__ = ["LowRankAdapterDense", "LowRankAdapterLayer", "LowRankLinear"]
@@ -294,7 +294,7 @@ class LowRankAdapterDense(DeltaDense):
             **cls.base_arguments(dense, compute_dtype),
         )
         up = layer.mindpet_delta_low_rank_adapter.mindpet_delta_low_rank_adapter_up_sampler
-        reset_parameter("up_init", up_init, up.mindpet_delta_low_rank_adapter_weight_right)
+        replace_parameter(up, "mindpet_delta_low_rank_adapter_weight_right", "up_init", up_init)
         layer.take_over(dense)
         return layer
 

@@ -65,6 +65,23 @@ def test_the_very_objects_of_the_base_are_used(layer):
 
 
 @pytest.mark.parametrize("layer", DENSE_LAYERS.values(), ids=DENSE_LAYERS)
+def test_no_parameter_of_the_base_is_renamed(layer):
+    class Block(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.query = nn.Dense(INPUTS, OUTPUTS, activation="prelu")
+
+    block = Block()
+    before = [(parameter.name, parameter) for parameter in block.get_parameters()]
+    cell = layer.from_dense(block.query)
+    assert [name for name, _ in before] == ["query.weight", "query.bias", "query.activation.w"]
+    assert all(parameter.name == name for name, parameter in before)
+    assert {id(parameter) for _, parameter in before} <= {id(parameter) for parameter in cell.get_parameters()}
+    assert len({parameter.name for parameter in cell.get_parameters()}) == len(list(cell.get_parameters()))
+    assert all(parameter.name.startswith("query.") for parameter in cell.get_parameters())
+
+
+@pytest.mark.parametrize("layer", DENSE_LAYERS.values(), ids=DENSE_LAYERS)
 def test_the_added_dtypes_are_those_asked_for(layer):
     base = _dense(mstype.float16)
     assert layer.from_dense(base).compute_dtype == mstype.float16
