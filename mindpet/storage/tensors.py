@@ -46,6 +46,34 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path} cannot be read as safetensors ({error}): {_FETCH_AGAIN}.") from error
 
 
+def read_sharded_safetensors(folder: str | Path) -> dict[str, np.ndarray]:
+    """Return all tensors of a Hugging Face model folder.
+
+    Reads `model.safetensors`, else the shards that `model.safetensors.index.json` lists.
+
+    Args:
+        folder: The model's folder.
+
+    Returns:
+        Tensors by name, as `read_safetensors` gives them.
+
+    Raises:
+        InputError: The folder does not exist or has neither file, a shard is missing or damaged, or the shards do not
+            hold exactly the tensors that the index lists.
+    """
+    folder = require_folder(folder)
+    if (folder / _WHOLE_FILE).exists():
+        return read_safetensors(folder / _WHOLE_FILE)
+    if (folder / _INDEX_FILE).exists():
+        return _read_shards(folder, _read_index(folder / _INDEX_FILE))
+    torch_file = next((name for name in _TORCH_FILES if (folder / name).exists()), None)
+    found = f"only {torch_file}, a pickle that could run code" if torch_file else "no weights"
+    raise InputError(
+        f"{folder} holds {found}; expected {_WHOLE_FILE} or {_INDEX_FILE} with its shards: "
+        f"{'save the model as safetensors' if torch_file else 'name the folder of a downloaded model'}."
+    )
+
+
 def _refuse_repeated_names(path: Path) -> None:
     """Raise InputError when the header of a safetensors file names a tensor twice; the library takes the last."""
     with path.open("rb") as file:
