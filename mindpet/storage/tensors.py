@@ -39,10 +39,7 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
         raise InputError(
             f"{path} cannot be read ({error.strerror or error}); name a file that you may read."
         ) from error
-    except (
-        SafetensorError,
-        AttributeError,
-    ) as error:  # The library looks for NumPy dtypes that do not exist, as float8.
+    except (SafetensorError, AttributeError) as error:  # AttributeError: a dtype that NumPy lacks, such as float8
         raise InputError(f"{path} cannot be read as safetensors ({error}): {_FETCH_AGAIN}.") from error
 
 

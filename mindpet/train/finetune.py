@@ -217,7 +217,7 @@ def _run(
         weight_decay=settings.weight_decay,
         is_head=lambda name: name.startswith(f"{_HEAD}."),
     )
-    folder.create(settings.model_dump(mode="json"))
+    folder.create(settings.model_dump(mode="json"), data.label_names)
     checkpoints = TrainableParamsCheckPoint(
         str(folder.checkpoints),
         config=CheckpointConfig(save_checkpoint_steps=encoded.train.steps_per_epoch, keep_checkpoint_max=2),

@@ -1,4 +1,4 @@
-"""The folder that a run writes: its settings, a log of the steps, a plot, checkpoints and the closing metrics."""
+"""The folder that a run writes: its settings, the labels, a log of the steps, a plot, checkpoints and the closing metrics."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class RunFolder:
                 raise InputError(f"{path}: not replaced, as it is no earlier run (it has no {_SETTINGS})")
         self._check_writable(path)
 
-    def create(self, settings: Mapping[str, Any]) -> None:
-        """Make the folder, in place of an earlier run's, and write the resolved `settings`.
+    def create(self, settings: Mapping[str, Any], label_names: Sequence[str]) -> None:
+        """Make the folder, in place of an earlier run's, and write the resolved `settings` and the labels in order.
 
         Raises:
             InputError: It cannot be made.
@@ -55,6 +55,7 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be made ({error.strerror}); choose another with --out") from error
+        write_json(self.path / "labels.json", list(label_names))
         write_text(self.path / _SETTINGS, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
 
     def log(self, record: Mapping[str, Any]) -> None:

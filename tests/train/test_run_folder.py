@@ -10,7 +10,7 @@ from mindpet.utils.exceptions import InputError
 
 def _earlier_run(path):
     folder = RunFolder(path, overwrite=False)
-    folder.create({"seed": 1})
+    folder.create({"seed": 1}, ["down", "up"])
     folder.log({"loss": 1.5})
     folder.log({"loss": 0.5})
     return folder
@@ -22,6 +22,7 @@ def test_a_run_folder_holds_settings_log_metrics_and_plot(tmp_path):
     folder.draw_losses([1.5, 0.5], {2: 0.5})
     assert yaml.safe_load((folder.path / "settings.yaml").read_text()) == {"seed": 1}
     assert [json.loads(line)["loss"] for line in (folder.path / "log.jsonl").read_text().splitlines()] == [1.5, 0.5]
+    assert json.loads((folder.path / "labels.json").read_text()) == ["down", "up"]
     assert json.loads(folder.metrics.read_text()) == {"accuracy": 0.5}
     assert folder.plot.read_bytes().startswith(b"\x89PNG")
 
@@ -33,7 +34,7 @@ def test_an_earlier_run_is_kept_unless_it_may_be_replaced(tmp_path):
         RunFolder(path, overwrite=False)
     RunFolder(path, overwrite=True)
     assert (path / "log.jsonl").exists(), "nothing is removed before the new run is made"
-    RunFolder(path, overwrite=True).create({"seed": 2})
+    RunFolder(path, overwrite=True).create({"seed": 2}, [])
     assert not (path / "log.jsonl").exists()
 
 
@@ -53,4 +54,4 @@ def test_a_path_under_a_file_is_refused(tmp_path):
 def test_a_place_where_nothing_can_be_made_is_refused():
     # /proc refuses new folders to everybody, root included.
     with pytest.raises(InputError, match="cannot be"):
-        RunFolder(Path("/proc/mindpet-run"), overwrite=False).create({})
+        RunFolder(Path("/proc/mindpet-run"), overwrite=False).create({}, [])
