@@ -59,6 +59,7 @@ def main(
     cases = TINY_CASES if tiny else CASES
     names = [chosen.value for chosen in case] if case else list(cases)
     results = {name: measure(name, cases[name], rounds, steps) for name in names}
+    machine["load after the run"] = load()
     print(report(machine, results))
     if json_file:
         json_file.write_text(json.dumps({"machine": machine, "cases": results}, indent=1), encoding="utf-8")
@@ -125,7 +126,7 @@ def cores() -> int:
 
 
 def describe_machine() -> dict[str, str]:
-    """Return what the figures depend on, and how busy the machine was before."""
+    """Return what the figures depend on, and how busy the machine is."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
     facts = dict(line.replace("\t", "").split(":", 1) for line in lines if ":" in line)
@@ -137,8 +138,13 @@ def describe_machine() -> dict[str, str]:
         "cores": str(cores()),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "versions": ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages),
-        "load before the run": f"{os.getloadavg()[0]:.2f}",
+        "load before the run": load(),
     }
+
+
+def load() -> str:
+    """Return the load average of the last minute."""
+    return f"{os.getloadavg()[0]:.2f}"
 
 
 def report(machine: dict[str, str], results: dict[str, dict[str, Any]]) -> str:
