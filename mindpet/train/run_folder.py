@@ -1,4 +1,4 @@
-"""The folder that a run writes: its settings, the labels, a log of the steps, a plot, checkpoints and the closing metrics."""
+"""The folder that a run writes: settings, labels, a log of the steps, a plot, checkpoints and the closing metrics."""
 
 from __future__ import annotations
 
