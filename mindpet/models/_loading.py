@@ -94,7 +94,7 @@ def load_parameters(parameters: Mapping[str, Parameter], tensors: Mapping[str, n
             "this model's tensors, as finite floating-point numbers: fetch the folder again or correct config.json."
         )
     for name in common:
-        values = np.ascontiguousarray(tensors[name], dtype=np.float32)
+        values = np.require(tensors[name], np.float32, ["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"])
         parameters[name].set_data(Tensor.from_numpy(values))
 
 
