@@ -18,6 +18,7 @@ from mindpet import kernels
 from mindpet.models._config import BertConfig
 from mindpet.models._layers import ACTIVATIONS, Dense, LayerNorm, starting_weights
 from mindpet.models._loading import ENCODER_PREFIX, file_name, load_parameters, read_bert_tensors, without
+from mindpet.utils.dropout import Dropout
 from mindpet.utils.exceptions import InputError
 
 __all__ = ["POOLINGS", "BertConfig", "BertForSequenceClassification", "BertModel"]
@@ -38,7 +39,7 @@ class BertEmbeddings(nn.Cell):
         self.position_embeddings = self._table(config.max_position_embeddings, config)
         self.token_type_embeddings = self._table(config.type_vocab_size, config)
         self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(p=config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.position_ids = Tensor(np.arange(self.max_length, dtype=np.int32)[None])
 
     def construct(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ class BertSelfAttention(nn.Cell):
         self.key = Dense(width, width, spread)
         self.value = Dense(width, width, spread)
         probability = config.attention_probs_dropout_prob
-        self.dropout = nn.Dropout(p=probability) if probability else None
+        self.dropout = Dropout(probability) if probability else None
 
     def construct(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Map (batch, length, hidden) and an additive mask (batch, 1, 1, length) to (batch, length, hidden)."""
@@ -83,7 +84,7 @@ class BertResidual(nn.Cell):
         super().__init__()
         self.dense = Dense(inputs, config.hidden_size, config.initializer_range)
         self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(p=config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def construct(self, x: Tensor, residual: Tensor) -> Tensor:
         """Map (batch, length, inputs) and (batch, length, hidden) to (batch, length, hidden)."""
@@ -260,7 +261,7 @@ class BertForSequenceClassification(nn.Cell):
         self.head_is_new = True
         self.bert = BertModel(config, pooling == "pooler", compute_dtype)
         probability = config.classifier_dropout
-        self.dropout = nn.Dropout(p=config.hidden_dropout_prob if probability is None else probability)
+        self.dropout = Dropout(config.hidden_dropout_prob if probability is None else probability)
         self.classifier = Dense(config.hidden_size, config.num_labels, config.initializer_range)
 
     def construct(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
