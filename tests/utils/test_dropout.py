@@ -97,49 +97,44 @@ def test_without_a_step_the_primitive_draws_and_out_of_training_nothing_is_dropp
     np.testing.assert_array_equal(get_dropout(0.0).set_train()(ones).asnumpy(), 1)
 
 
-def _deviations(rate, seed=0, shape=(512, 384)):
-    """Return masks as numbers of mean 0 and variance 1, by (step, layer)."""
+ROWS, COLUMNS = 512, 384
+
+
+def _deviations(rate):
+    """Return masks as numbers of mean 0 and variance 1: one, and those of the next step, layer and seed."""
     before = mindspore.get_context("mode")
     mindspore.set_context(mode=mindspore.GRAPH_MODE)
-    step, ones = _step(), Tensor(np.ones(shape), mstype.float32)
-    found = {}
-    for layer in range(3):
-        cell = _masked(rate, step, seed, layer)
-        for number in range(3):
-            step.set_data(Tensor(number, mstype.int32))
-            dropped = (cell(ones).asnumpy() == 0).astype(np.float64)
-            found[number, layer] = (dropped - rate) / np.sqrt(rate * (1 - rate))
+    step, ones = _step(), Tensor(np.ones((ROWS, COLUMNS)), mstype.float32)
+    cell = _masked(rate, step)
+    masks = [other(ones).asnumpy() for other in (cell, _masked(rate, step, layer=1), _masked(rate, step, seed=1))]
+    step.set_data(Tensor(1, mstype.int32))
+    masks.append(cell(ones).asnumpy())
     mindspore.set_context(mode=before)
-    return found
+    return [((mask == 0) - rate) / np.sqrt(rate * (1 - rate)) for mask in masks]
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_the_masks_look_random(rate):
     masks = _deviations(rate)
-    rows, columns = next(iter(masks.values())).shape
-    flat = [mask.ravel() for mask in (*masks.values(), *_deviations(rate, seed=1).values())]
-    # Each of these would be normal with variance 1; 5.5 is exceeded once in 26 million draws.
-    for mask in masks.values():
+    # Each figure is normal with variance 1 for a truly random mask; 5.5 is exceeded once in 26 million draws.
+    for mask in masks:
         assert abs(mask.sum()) / np.sqrt(mask.size) < 5
-        assert np.abs(mask.sum(axis=1)).max() / np.sqrt(columns) < 5.5
-        assert np.abs(mask.sum(axis=0)).max() / np.sqrt(rows) < 5.5
-    together = np.array(flat) @ np.array(flat).T / np.sqrt(flat[0].size)
-    np.fill_diagonal(together, 0)
-    assert np.abs(together).max() < 5, "steps, layers and seeds have nothing in common"
-    # Pairs of rows and of columns within a mask, and rows of neighbouring steps and layers.
-    for one, other in (((0, 0), (0, 0)), ((0, 0), (1, 0)), ((0, 0), (0, 1))):
-        for first, second in ((masks[one], masks[other]), (masks[one].T, masks[other].T)):
-            pairs = first @ second.T / np.sqrt(first.shape[1])
-            if one == other:
-                pairs = pairs[np.triu_indices(len(pairs), 1)]
+        assert np.abs(mask.sum(axis=1)).max() / np.sqrt(COLUMNS) < 5.5
+        assert np.abs(mask.sum(axis=0)).max() / np.sqrt(ROWS) < 5.5
+    for other in masks[1:]:
+        assert abs((masks[0] * other).sum()) / np.sqrt(other.size) < 5, "neighbours have nothing in common"
+    for other in masks:
+        for one, two in ((masks[0], other), (masks[0].T, other.T)):  # pairs of rows, then of columns
+            pairs = one @ two.T / np.sqrt(one.shape[1])
+            pairs = pairs[np.triu_indices(len(pairs), 1)]
             assert np.var(pairs) == pytest.approx(1, abs=0.03)
             assert np.abs(pairs).max() < 8
-
-
-def test_no_corner_of_a_rectangle_follows_from_the_three_others():
-    mask = _deviations(0.5)[0, 0]
+    # The product of row and column numbers ties the corners of a rectangle; what is kept of them must not show it.
     generator = np.random.default_rng(0)
-    top, bottom = generator.permuted(np.tile(np.arange(512), (2000, 1)), axis=1)[:, :2].T
-    left, right = generator.permuted(np.tile(np.arange(384), (2000, 1)), axis=1)[:, :2].T
-    corners = mask[top][:, left] * mask[top][:, right] * mask[bottom][:, left] * mask[bottom][:, right]
-    assert abs(corners.sum()) / np.sqrt(corners.size) < 6
+    (top, bottom), (left, right) = (
+        generator.integers(ROWS, size=(2, 10**5)),
+        generator.integers(COLUMNS, size=(2, 10**5)),
+    )
+    corners = masks[0][top, left] * masks[0][top, right] * masks[0][bottom, left] * masks[0][bottom, right]
+    corners = corners[(top != bottom) & (left != right)]
+    assert abs(corners.sum()) / np.sqrt(corners.size) < 5.5
