@@ -54,6 +54,40 @@ class LeakyReLU(nn.Cell):
         return self.select_op(x, self.mul(x, 0.2))
 
 
+class HSwish(nn.Cell):
+    """X min(max(x + 3, 0), 6) / 6, elementwise (arXiv:1905.02244)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hsigmoid = ops.HSigmoid()
+        self.mul = ops.Mul()
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Return the activation of `x`, same shape and dtype."""
+        return self.mul(x, self.hsigmoid(x))
+
+
+class RReLU(nn.Cell):
+    """max(x, 0) + slope min(x, 0), elementwise, each slope drawn anew from [1/8, 1/3) (arXiv:1505.00853)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maximum = ops.Maximum()
+        self.minimum = ops.Minimum()
+        self.uniform = ops.UniformReal()
+        self.stretch = ops.Mul()
+        self.shift = ops.Add()
+        self.mul = ops.Mul()
+        self.add = ops.Add()
+        self.cast = ops.Cast()
+        self.shape_op = ops.Shape()
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Return the activation of `x`, same shape and dtype."""
+        slope = self.shift(self.stretch(self.uniform(self.shape_op(x)), 1 / 3 - 1 / 8), 1 / 8)
+        return self.add(self.maximum(x, 0.0), self.mul(self.minimum(x, 0.0), self.cast(slope, x.dtype)))
+
+
 class Softmin(nn.Cell):
     """softmax(-x) over the last axis."""
 
@@ -117,7 +151,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Cell]] = {
     "logsoftmaxExt": nn.LogSoftmax,
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
-    "rrelu": nn.RReLU,
+    "rrelu": RReLU,
     "silu": SiLU,
     "tanh": nn.Tanh,
     "tanhshrink": Tanhshrink,
@@ -130,7 +164,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Cell]] = {
     "prelu": nn.PReLU,
     "preluExt": PReLUExt,
     "leakyrelu": LeakyReLU,
-    "hswish": nn.HSwish,
+    "hswish": HSwish,
     "hsigmoid": nn.HSigmoid,
     "logsigmoid": nn.LogSigmoid,
     "softshrink": nn.SoftShrink,
@@ -177,9 +211,19 @@ def _with_vector(split: tuple) -> tuple:
 
 # How the split of the one input reaches each primitive of a cell that has several, or one with several inputs.
 _PRIMITIVES: dict[type[nn.Cell], dict[str, Callable[[tuple], tuple]]] = {
+    HSwish: {"hsigmoid": _alone, "mul": _with_tensor},
     Hardtanh: {"maximum": _with_scalar, "minimum": _with_scalar},
     LeakyReLU: {"mul": _with_scalar, "select_op": _with_tensor},
     PReLUExt: {"prelu": _with_vector},
+    RReLU: {
+        "maximum": _with_scalar,
+        "minimum": _with_scalar,
+        "uniform": _alone,
+        "stretch": _with_scalar,
+        "shift": _with_scalar,
+        "mul": _with_tensor,
+        "add": _with_tensor,
+    },
     SiLU: {"sigmoid": _alone, "mul": _with_tensor},
     Softmin: {"neg": _alone, "softmax": _alone},
     Tanhshrink: {"tanh": _alone, "sub": _with_tensor},

@@ -89,7 +89,8 @@ class LowRankLinear(nn.Cell):
         self.bias = bias if has_bias else None
         self.bias_add = ops.BiasAdd()
         self.compute_dtype = compute_dtype
-        self.matmul_weight = ops.MatMul()
+        # The product of the factors has no batch; without a strategy, data parallelism would cut its left factor.
+        self.matmul_weight = ops.MatMul().shard(((1, 1), (1, 1)))
         self.matmul_input = ops.MatMul()
         self.cast = ops.Cast()
         self.reshape = ops.Reshape()
@@ -111,7 +112,7 @@ class LowRankLinear(nn.Cell):
     # i and o are here the channels of this map itself.
     shard, shard_like = shard_methods(
         {
-            "strategy_matmul_weight": ("matmul_weight", "ir,ro"),
+            "strategy_matmul_weight": ("matmul_weight", "--,--"),
             "strategy_matmul_input": ("matmul_input", "ni,io"),
             "strategy_bias": ("bias_add", "no,o"),
         }
@@ -119,11 +120,11 @@ class LowRankLinear(nn.Cell):
 
 
 _LAYER_TARGETS = {
-    "strategy_matmul_down_sampler_weight": ("mindpet_delta_low_rank_adapter_down_sampler.matmul_weight", "or,rb"),
+    "strategy_matmul_down_sampler_weight": ("mindpet_delta_low_rank_adapter_down_sampler.matmul_weight", "--,--"),
     "strategy_matmul_down_sampler_input": ("mindpet_delta_low_rank_adapter_down_sampler.matmul_input", "no,ob"),
     "strategy_bias_down_sampler": ("mindpet_delta_low_rank_adapter_down_sampler.bias_add", "nb,b"),
     "strategy_non_linearity": ("mindpet_delta_low_rank_adapter_non_linear", "nb"),
-    "strategy_matmul_up_sampler_weight": ("mindpet_delta_low_rank_adapter_up_sampler.matmul_weight", "br,ro"),
+    "strategy_matmul_up_sampler_weight": ("mindpet_delta_low_rank_adapter_up_sampler.matmul_weight", "--,--"),
     "strategy_matmul_up_sampler_input": ("mindpet_delta_low_rank_adapter_up_sampler.matmul_input", "nb,bo"),
     "strategy_bias_up_sampler": ("mindpet_delta_low_rank_adapter_up_sampler.bias_add", "no,o"),
     "strategy_residual_add": ("residual_add", "no,no"),
