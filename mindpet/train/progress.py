@@ -34,9 +34,10 @@ class TrainingProgress:
         console: Where to draw.
         steps: Number of steps of the run.
         epochs: Number of epochs.
+        done: The steps that an earlier part of the run has done.
     """
 
-    def __init__(self, console: Console, steps: int, epochs: int) -> None:
+    def __init__(self, console: Console, steps: int, epochs: int, done: int = 0) -> None:
         self._console = console
         self._epochs = epochs
         self._accuracy = "-"
@@ -52,7 +53,9 @@ class TrainingProgress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("training", total=steps, loss="-", accuracy="-", speed="-")
+        self._task = self._bar.add_task(
+            "training", total=steps, completed=done, loss="-", accuracy="-", speed="-"
+        )
 
     def __enter__(self) -> TrainingProgress:
         self._bar.start()
@@ -65,7 +68,7 @@ class TrainingProgress:
 
     def before_compile(self, shape: tuple[int, ...]) -> None:
         """Note that the step at hand takes longer, because its graph is compiled first."""
-        note = f"compiling the graph for {shape[0]} texts of {shape[1]} tokens"
+        note = f"compiling the graph ({shape[0]} x {shape[1]} tokens)"
         self._bar.update(self._task, description=note)
         if self._bar.disable:
             self._console.print(note)
