@@ -11,6 +11,7 @@ __all__ = [
     "activation_strategies",
     "is_log_softmax",
     "make_activation",
+    "make_twin",
     "normalises",
     "takes_rows",
 ]
@@ -42,16 +43,17 @@ class SiLU(nn.Cell):
 
 
 class LeakyReLU(nn.Cell):
-    """max(x, 0.2 x), elementwise."""
+    """X where it is positive and alpha x elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, alpha: float = 0.2) -> None:
         super().__init__()
+        self.alpha = alpha
         self.mul = ops.Mul()
-        self.select_op = ops.Maximum()
+        self.select_op = ops.Maximum() if alpha <= 1 else ops.Minimum()
 
     def construct(self, x: Tensor) -> Tensor:
         """Return the activation of `x`, same shape and dtype."""
-        return self.select_op(x, self.mul(x, 0.2))
+        return self.select_op(x, self.mul(x, self.alpha))
 
 
 class HSwish(nn.Cell):
@@ -89,12 +91,12 @@ class RReLU(nn.Cell):
 
 
 class Softmin(nn.Cell):
-    """softmax(-x) over the last axis."""
+    """softmax(-x) over one axis."""
 
-    def __init__(self) -> None:
+    def __init__(self, axis: int = -1) -> None:
         super().__init__()
         self.neg = ops.Neg()
-        self.softmax = ops.Softmax(-1)
+        self.softmax = ops.Softmax(axis)
 
     def construct(self, x: Tensor) -> Tensor:
         """Return the activation of `x`, same shape and dtype."""
@@ -115,16 +117,18 @@ class Tanhshrink(nn.Cell):
 
 
 class Hardtanh(nn.Cell):
-    """X clipped to [-1, 1], elementwise."""
+    """X clipped to [min_val, max_val], elementwise."""
 
-    def __init__(self) -> None:
+    def __init__(self, min_val: float = -1.0, max_val: float = 1.0) -> None:
         super().__init__()
+        self.min_val = min_val
+        self.max_val = max_val
         self.maximum = ops.Maximum()
         self.minimum = ops.Minimum()
 
     def construct(self, x: Tensor) -> Tensor:
         """Return the activation of `x`, same shape and dtype."""
-        return self.minimum(self.maximum(x, -1.0), 1.0)
+        return self.minimum(self.maximum(x, self.min_val), self.max_val)
 
 
 class PReLUExt(nn.Cell):
@@ -176,6 +180,23 @@ ACTIVATIONS: dict[str, Callable[[], nn.Cell]] = {
 def make_activation(activation: str | nn.Cell | ops.Primitive | None) -> nn.Cell | ops.Primitive | None:
     """Return the activation that a checked name stands for; anything else is returned as it is."""
     return ACTIVATIONS[activation]() if isinstance(activation, str) else activation
+
+
+# MindSpore's cells that hold no primitive which the planner can split, and their equals that do.
+_TWINS: dict[type[nn.Cell], Callable[[Any], nn.Cell | None]] = {
+    nn.GELU: lambda cell: GELU() if cell.approximate == "tanh" else None,
+    nn.HSwish: lambda cell: HSwish(),
+    nn.Hardtanh: lambda cell: Hardtanh(cell.min_val, cell.max_val),
+    nn.LeakyReLU: lambda cell: LeakyReLU(cell.alpha),
+    nn.SiLU: lambda cell: SiLU(),
+    nn.Softmin: lambda cell: Softmin(cell.axis),
+    nn.Tanhshrink: lambda cell: Tanhshrink(),
+}
+
+
+def make_twin(activation: Any) -> nn.Cell | None:
+    """Return a cell that computes what `activation` does and holds primitives to shard; None where none is needed."""
+    return _TWINS[type(activation)](activation) if type(activation) in _TWINS else None
 
 
 def takes_rows(activation: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import mindspore
 from mindspore import nn, ops
 
-from mindpet.delta._activations import activation_strategies, is_log_softmax, normalises
+from mindpet.delta._activations import activation_strategies, is_log_softmax, make_twin, normalises
 from mindpet.utils.nearest import nearest_names
 
 __all__ = ["Targets", "shard_methods", "within"]
@@ -25,7 +25,9 @@ _SHARD_DOCSTRING = """Set the strategies by which semi-automatic and automatic p
 Each argument is a tuple with one tuple of ints for each input of its primitive, as for
 `mindspore.ops.Primitive.shard`; None leaves the primitive to the planner's default, data parallelism. A strategy for a
 primitive that the layer does not have (a bias without `has_bias`, an activation that is None) is ignored. Outside these
-modes, PyNative included, the strategies are stored and change no result. An activation has one input: ((2, 4),).
+modes, PyNative included, the strategies are stored and change no result. An activation has one input: ((2, 4),) fits
+it, and ((2, 4), (2, 4)) is refused by the planner. An activation that is a cell of MindSpore without a primitive
+(GELU, SiLU, LeakyReLU and the like) gives way to one that computes the same and has them.
 
 Args:
 {arguments}
@@ -60,7 +62,8 @@ def shard_methods(targets: Targets) -> tuple[Callable[..., Any], Callable[..., A
         """Give every primitive the strategy that follows from how the product of a dense layer is split.
 
         Column-parallel (output channels split) and row-parallel (input channels split) layers, and both at once, are
-        served. Without a strategy on `base.matmul`, nothing is set.
+        served. Without a strategy on `base.matmul`, nothing is set; an activation without a primitive to shard is left
+        to the planner.
 
         Args:
             base: the dense layer that this one replaces or follows; its `matmul` may have transpose_b=False.
@@ -108,17 +111,22 @@ def _check_strategy(name: str, strategy: Any) -> None:
         )
 
 
-def _part(layer: nn.Cell, target: str) -> Any:
-    """Return the primitive or activation at the attribute path `target`; None where the layer has none."""
-    owner, _, attribute = target.rpartition(".")
-    return getattr(attrgetter(owner)(layer) if owner else layer, attribute, None)
+def _find(layer: nn.Cell, target: str) -> tuple[nn.Cell, str, Any]:
+    """Return the cell that holds the attribute path's end, its name there, and the part; None where there is none."""
+    path, _, attribute = target.rpartition(".")
+    owner = attrgetter(path)(layer) if path else layer
+    return owner, attribute, getattr(owner, attribute, None)
 
 
 def _steps(layer: nn.Cell, name: str, target: str, strategy: tuple) -> list[tuple[ops.Primitive, tuple]]:
     """Return the primitives that one strategy reaches, each with its own strategy; nothing where the layer has none."""
-    part = _part(layer, target)
+    owner, attribute, part = _find(layer, target)
     if part is None:
         return []
+    twin = make_twin(part)
+    if twin is not None:
+        setattr(owner, attribute, twin)
+        part = twin
     parallel = mindspore.get_auto_parallel_context("parallel_mode") in _PARALLEL_MODES
     if parallel and is_log_softmax(part):
         raise ValueError(
@@ -145,9 +153,14 @@ def _split_of(matmul: ops.Primitive) -> dict[str, int]:
     return {"n": rows, "i": inputs, "o": weight[0] if matmul.transpose_b else weight[1]}
 
 
-def _derive(layer: nn.Cell, target: str, axes: str, split: Mapping[str, int]) -> tuple[tuple[int, ...], ...]:
-    """Return the strategy of one primitive from the axes of its inputs and the split of the base product."""
-    part = _part(layer, target)
+def _derive(layer: nn.Cell, target: str, axes: str, split: Mapping[str, int]) -> tuple[tuple[int, ...], ...] | None:
+    """Return the strategy of one primitive from the axes of its inputs and the split of the base product.
+
+    None stands for an activation that holds no primitive to shard: the planner finds its strategy.
+    """
+    part = _find(layer, target)[2]
+    if isinstance(part, nn.Cell) and make_twin(part) is None and not activation_strategies(part, ((),)):
+        return None
     if normalises(part):
         axes = axes[:-1] + "-"
     inputs = axes.split(",")

@@ -11,7 +11,18 @@ from mindspore import dtype as mstype
 from mindpet.delta import AdapterLayer, LoRADense, LowRankAdapterLayer
 from mindpet.delta._activations import ACTIVATIONS
 from mindpet.delta._reference import ACTIVATIONS as FORMULAS
-from tests.delta.layers import INPUTS, LAYERS, NUMPY, Probed, Side, random_input, randomise, values_of
+from tests.delta.layers import (
+    INPUTS,
+    LAYERS,
+    NUMPY,
+    Probed,
+    Side,
+    primitives_of,
+    random_input,
+    randomise,
+    strategies_of,
+    values_of,
+)
 
 _TOLERANCE = {mstype.float32: 2e-4, mstype.float16: 2e-2}
 
@@ -93,3 +104,39 @@ def test_softmax2d_sees_the_leading_axes(mode):
         assert np.isfinite(cell(x).asnumpy()).all()
     dense = LoRADense(INPUTS, 4, 2, 3, activation="softmax2d", compute_dtype=mstype.float32)
     assert np.allclose(dense(x).asnumpy().sum(1), 1, atol=1e-5)
+
+
+_WITHOUT_PRIMITIVES = [
+    nn.GELU(),
+    nn.Hardtanh(-0.5, 0.25),
+    nn.HSwish(),
+    nn.LeakyReLU(0.1),
+    nn.LeakyReLU(1.5),
+    nn.SiLU(),
+    nn.Softmin(),
+    nn.Tanhshrink(),
+]
+
+
+@pytest.mark.parametrize("activation", _WITHOUT_PRIMITIVES, ids=lambda cell: type(cell).__name__)
+def test_a_cell_without_primitives_can_be_sharded_and_computes_the_same(activation):
+    base = nn.Dense(INPUTS, 4, activation=activation)
+    base.matmul.shard(((2, 1), (4, 1)))
+    x = Tensor(random_input((5, INPUTS)))
+    layer = LoRADense.from_dense(base, 2, 3)
+    assert layer.activation is activation
+    layer.shard_like(base)
+    stored = {path for path in strategies_of(layer) if path.startswith("activation.")}
+    assert stored == {path for path in primitives_of(layer) if path.startswith("activation.")}
+    assert stored
+    np.testing.assert_allclose(layer(x).asnumpy(), base(x).asnumpy(), rtol=1e-6, atol=1e-6)
+
+
+def test_an_activation_of_unknown_make_is_left_to_the_planner():
+    activation = nn.SequentialCell(nn.ReLU(), nn.Tanh())
+    base = nn.Dense(INPUTS, 4, activation=activation)
+    base.matmul.shard(((2, 1), (4, 1)))
+    layer = LoRADense.from_dense(base, 2, 3).shard_like(base)
+    assert layer.activation is activation
+    assert not [path for path in strategies_of(layer) if path.startswith("activation")]
+    assert strategies_of(layer)["add"] == ((2, 4), (2, 4))
