@@ -43,8 +43,7 @@ class RDropLoss(nn.Cell):
         if label_ids.dtype == mindspore.int32:
             ce_loss = ops.nll_loss(log_probabilities, _flatten_indices(label_ids, logits.shape[0]))
         else:
-            _check_probabilities(label_ids, logits.shape)
-            ce_loss = -(label_ids.astype(mindspore.float32) * log_probabilities).sum(-1).mean()
+            ce_loss = -(_cast_probabilities(label_ids, logits.shape) * log_probabilities).sum(-1).mean()
         pairs = log_probabilities.reshape((-1, 2, logits.shape[1]))
         log_p, log_q = pairs[:, 0], pairs[:, 1]  # (N, classes)
         # KL(p || q) + KL(q || p) is the sum of (p - q) (log p - log q).
@@ -77,7 +76,8 @@ def _flatten_indices(label_ids: Tensor, rows: int) -> Tensor:
     return label_ids.reshape((-1,))
 
 
-def _check_probabilities(label_ids: Tensor, shape: tuple[int, ...]) -> None:
+def _cast_probabilities(label_ids: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return `label_ids` in float32; graph mode checks them first only if what follows needs the result."""
     if label_ids.dtype not in _FLOATS:
         raise TypeError(
             f"`label_ids` are {label_ids.dtype}; accepted is int32 for class indices, float16, float32 or bfloat16 for "
@@ -88,6 +88,7 @@ def _check_probabilities(label_ids: Tensor, shape: tuple[int, ...]) -> None:
             f"`label_ids` have the shape {label_ids.shape}; accepted is that of the logits, {shape}. "
             "Repeat them with the inputs by rdrop_repeat."
         )
+    return label_ids.astype(mindspore.float32)
 
 
 def rdrop_repeat(*items: Tensor) -> tuple[Tensor, ...]:

@@ -109,7 +109,7 @@ _WRONG = {
 
 
 @pytest.mark.parametrize("name", _WRONG)
-def test_what_does_not_fit_is_refused(name):
+def test_what_does_not_fit_is_refused(mode, name):
     error, logits, labels, alpha = _WRONG[name]
     with pytest.raises(error, match="accepted is"):
         RDropLoss()(Tensor(logits), Tensor(labels), alpha)
