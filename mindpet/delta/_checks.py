@@ -9,7 +9,7 @@ from mindspore.common.initializer import Initializer, initializer
 
 from mindpet.delta._activations import ACTIVATIONS
 from mindpet.delta.delta_constants import VALID_TENSOR_DATATYPE
-from mindpet.utils.exceptions import NotPositiveError
+from mindpet.utils.exceptions import NotPositiveError, UnknownNonLinearityError
 from mindpet.utils.nearest import nearest_names
 
 __all__ = [
@@ -136,10 +136,10 @@ def check_activation(name: str, value: Any) -> None:
 
 
 def check_non_linearity(name: str, value: Any) -> None:
-    """Refuse what is no str (TypeError), or a str that names no activation (ValueError)."""
+    """Refuse what is no str (TypeError), or a str that names no activation (UnknownNonLinearityError)."""
     if not isinstance(value, str):
         _refuse(TypeError, name, value, "the name of an activation, a str", "Pass a name such as 'gelu'.")
-    _check_activation_name(ValueError, name, value)
+    _check_activation_name(UnknownNonLinearityError, name, value)
 
 
 def _check_activation_name(error: type[Exception], name: str, value: str) -> None:

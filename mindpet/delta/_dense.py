@@ -22,8 +22,10 @@ __all__ = ["DeltaDense", "make_parameter", "replace_parameter"]
 def make_parameter(argument: str, init: Any, shape: tuple[int, ...], dtype: Any, name: str) -> Parameter:
     """Return a Parameter of `shape` and `dtype` that starts as the constructor's `argument` says."""
     check_initializer(argument, init, shape)
-    value = init.astype(dtype) if isinstance(init, Tensor) else initializer(init, shape, dtype)
-    return Parameter(value, name=name)
+    if isinstance(init, Tensor):
+        values = init.init_data() if init.has_init else init  # a Tensor made with `init=` holds no values yet
+        return Parameter(values.astype(dtype), name=name)
+    return Parameter(initializer(init, shape, dtype), name=name)
 
 
 def replace_parameter(cell: nn.Cell, attribute: str, argument: str, init: Any) -> None:

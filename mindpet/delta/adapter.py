@@ -130,6 +130,7 @@ class AdapterDense(DeltaDense):
         compute_dtype: Any = mstype.float16,
     ) -> None:
         super().__init__(in_channels, out_channels, weight_init, bias_init, has_bias, activation, compute_dtype)
+        self.bottleneck_size = bottleneck_size
         self.mindpet_delta_adapter = AdapterLayer(
             out_channels, bottleneck_size, non_linearity, param_init_type, compute_dtype
         )

@@ -9,6 +9,7 @@ __all__ = [
     "NotPositiveError",
     "ReadYamlFileError",
     "UnexpectedError",
+    "UnknownNonLinearityError",
 ]
 
 
@@ -28,6 +29,13 @@ class NotPositiveError(TypeError, ValueError):
     """Zero or a negative number where a positive integer is meant.
 
     The specification documents this as a TypeError in some places and as a ValueError in others; either handler works.
+    """
+
+
+class UnknownNonLinearityError(TypeError, ValueError):
+    """A name that no activation goes by, where an adapter's `non_linearity` is meant.
+
+    The specification documents this as a ValueError, and MindPet 1.x raised a TypeError; either handler works.
     """
 
 
