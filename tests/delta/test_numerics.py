@@ -12,6 +12,7 @@ from mindspore import Tensor
 from mindspore import dtype as mstype
 
 from mindpet.delta import AdapterLayer, LoRADense, LowRankAdapterLayer, _reference
+from mindpet.delta._cases import central_differences
 from tests.delta.layers import INPUTS, LAYERS, NUMPY, OUTPUTS, Probed, Side, random_input, randomise, values_of
 
 _SHAPES = {"n": (5,), "b_s": (2, 3), "b_s_t": (2, 1, 3)}
@@ -91,19 +92,6 @@ def _gradients(mode, dtype):
     return cases, probes, by_input.asnumpy(), by_id
 
 
-def _central_differences(function, values, step=1e-6):
-    """Return the numeric gradient of `function`, which reads the float64 array `values`."""
-    slopes = np.empty_like(values)
-    for index in np.ndindex(values.shape):
-        kept = values[index]
-        values[index] = kept + step
-        above = function()
-        values[index] = kept - step
-        slopes[index] = (above - function()) / (2 * step)
-        values[index] = kept
-    return slopes
-
-
 def test_gradients_follow_finite_differences(mode):
     """The differences are those of the float64 formula, which the outputs follow: they carry hardly any rounding."""
     cases, probes, by_input, by_parameter = _gradients(mode, mstype.float32)
@@ -115,9 +103,9 @@ def test_gradients_follow_finite_differences(mode):
         def scalar(layer=layer, values=values, activation=activation, probe=probe):
             return float((layer.formula(exact, values, activation) * probe).sum())
 
-        total_by_input += _central_differences(scalar, exact)
+        total_by_input += central_differences(scalar, exact)
         for name, parameter in cell.parameters_and_names():
-            expected = _central_differences(scalar, values[name])
+            expected = central_differences(scalar, values[name])
             assert np.abs(expected).max() > 0, name
             np.testing.assert_allclose(by_parameter[id(parameter)], expected, rtol=1e-3, atol=1e-4, err_msg=name)
     np.testing.assert_allclose(by_input, total_by_input, rtol=1e-3, atol=1e-4)
