@@ -232,6 +232,39 @@ def test_the_examples_of_the_lora_page_run(reader, mode):
     assert all(parameter.name.startswith(("bert.", "classifier.")) for parameter in names["net"].get_parameters())
 
 
+def test_the_migration_page_reads_a_checkpoint_of_1_0_4(tmp_path, monkeypatch):
+    import mindspore
+    from mindspore import nn
+
+    from mindpet.delta import LoRADense
+    from mindpet.graph import freeze_delta
+
+    class Old(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.body = LoRADense(6, 4, 2, 3)
+            self.head = nn.Dense(4, 3)
+
+    monkeypatch.chdir(tmp_path)
+    net = Old()
+    freeze_delta(net, "lora", exclude=["head*"])
+    wanted = {parameter.name: parameter + 1 for parameter in net.trainable_params()}
+    step = nn.TrainOneStepCell(net, nn.Adam(net.trainable_params()))
+    old_names = {
+        "body.mindpet_delta_lora_a": "body.mindpet_delta_lora_A",
+        "body.mindpet_delta_lora_b": "body.tk_delta_lora_B",
+    }
+    content = [
+        {"name": old_names.get(parameter.name, parameter.name), "data": wanted.get(parameter.name, parameter)}
+        for parameter in step.trainable_params()
+    ]
+    assert len(content) > len(wanted)
+    mindspore.save_checkpoint(content, "old.ckpt")
+    with pytest.warns(UserWarning, match="unverified"):
+        _run_blocks(DOCS / "migration.md")["load_old"](net, "old.ckpt", "trimmed.ckpt")
+    assert all((parameter.asnumpy() == wanted[parameter.name].asnumpy()).all() for parameter in net.trainable_params())
+
+
 @pytest.mark.parametrize("mode", ["graph"], indirect=True)
 def test_the_documented_run_leaves_what_the_page_says(reader, mode, monkeypatch):
     from mindpet.cli import main
