@@ -264,8 +264,8 @@ def activation_strategies(
     if isinstance(activation, ops.Primitive):
         return [(activation, strategy)]
     if type(activation) in _PRIMITIVES:
-        steps = _PRIMITIVES[type(activation)]
-        split, *surplus = strategy  # a surplus entry stays, so that the planner refuses it as for any other activation
-        return [(getattr(activation, name), (*widen(split), *surplus)) for name, widen in steps.items()]
+        own = {name: widen(strategy[0]) for name, widen in _PRIMITIVES[type(activation)].items()}
+        # An entry beyond a primitive's inputs stays, so that the planner refuses it as for any other activation.
+        return [(getattr(activation, name), split + strategy[len(split) :]) for name, split in own.items()]
     primitives = [value for value in vars(activation).values() if isinstance(value, ops.Primitive)]
     return [(primitives[0], strategy)] if len(primitives) == 1 else []

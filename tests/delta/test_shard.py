@@ -221,6 +221,12 @@ def test_a_surplus_entry_for_an_activation_is_left_to_the_planner():
     assert strategies_of(layer)["activation.sigmoid"] == ((2, 4), (2, 4))
 
 
+def test_a_second_entry_is_what_a_primitive_of_two_inputs_has_anyway():
+    """1.0.4 took two entries for LeakyReLU."""
+    layer = LoRADense(INPUTS, OUTPUTS, 2, 3, activation="leakyrelu").shard(strategy_activation=((2, 4), (2, 4)))
+    assert strategies_of(layer) == {"activation.mul": ((2, 4), ()), "activation.select_op": ((2, 4), (2, 4))}
+
+
 _LORA_LIKE = {
     # (matmul of the base): what follows for the primitives of LoRADense
     ((2, 1), (4, 1)): {"lora_dropout.dropout": ((2, 1),), "lora_a_matmul": ((2, 1), (1, 1)), "add": ((2, 4), (2, 4))},
