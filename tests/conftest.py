@@ -1,4 +1,5 @@
 import os
+import sys
 from collections import Counter
 
 # The tests compile many small graphs; more threads than one only get in each other's way.
@@ -7,15 +8,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def starting_mode():
+    """Let each test start in MindSpore's own default, PyNative mode, whatever the one before has set."""
+    yield
+    if "mindspore" in sys.modules:
+        import mindspore
+
+        mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
+
+
 @pytest.fixture(params=["graph", "pynative"])
 def mode(request):
     """Run the test in graph mode and in PyNative mode."""
     import mindspore
 
-    before = mindspore.get_context("mode")
     mindspore.set_context(mode=mindspore.GRAPH_MODE if request.param == "graph" else mindspore.PYNATIVE_MODE)
-    yield request.param
-    mindspore.set_context(mode=before)
+    return request.param
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -297,8 +297,8 @@ def test_ten_thousand_parameters_freeze_well_within_a_second():
             name = f"mindpet_delta_lora_{number}" if number < 4 else f"weight_{number}"
             child.insert_param_to_cell(name, ms.Parameter(ms.Tensor(np.zeros(1, np.float32)), name=name))
         cell.insert_child_to_cell(f"layer_{layer}", child)
-    start = time.perf_counter()
+    start = time.process_time()
     freeze_delta(cell, "lora", exclude=["*weight_9*", "layer_5.*"])
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     assert count_parameters(cell).trainable == 100 * (4 + 11) + 96 - 11
     assert seconds < 1.0
