@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow lint format docs bench clean
+.PHONY: demo test test-slow test-planner lint format docs bench clean
 
 demo: $(VENV)/.package
 	$(BIN)/mindpet demo --overwrite
@@ -13,6 +13,10 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev $(VENV)/.reference
 	$(BIN)/python -m pytest -m slow
+
+# What MindSpore's own parallel planner makes of the shard strategies; needs gcc and nm, but no accelerator.
+test-planner: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow tests/planner
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

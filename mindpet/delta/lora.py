@@ -63,6 +63,22 @@ class LoRADense(DeltaDense):
         ValueError: `lora_alpha` is 0, NaN or infinite; `lora_dropout` lies outside [0, 1); an initializer is a Tensor
             of the wrong shape or the name of none.
         KeyError: `activation` is a str that names no activation.
+
+    Examples:
+        Over eight devices, with two parts of the batch and four of the output channels. The activation takes one
+        tuple: the planner refuses the ((2, 4), (2, 4)) that is sometimes seen, as an activation has one input.
+
+        >>> layer = LoRADense(1 * 28 * 28, 512, lora_rank=8, lora_alpha=16, lora_dropout=0.1, activation="relu")
+        >>> layer = layer.shard(
+        ...     strategy_org_dense_matmul=((2, 1), (4, 1)),
+        ...     strategy_org_bias_add=((2, 4), (4,)),
+        ...     strategy_lora_dropout=((2, 1),),
+        ...     strategy_lora_a_matmul=((2, 1), (1, 1)),
+        ...     strategy_lora_b_matmul=((2, 1), (4, 1)),
+        ...     strategy_lora_mul=((2, 4), ()),
+        ...     strategy_lora_add=((2, 4), (2, 4)),
+        ...     strategy_activation=((2, 4),),
+        ... )
     """
 
     def __init__(

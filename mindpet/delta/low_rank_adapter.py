@@ -24,7 +24,9 @@ class LowRankLinear(nn.Cell):
     """x (weight_left weight_right) + bias, a linear map whose matrix has rank `rank`.
 
     The parameters are `mindpet_delta_low_rank_adapter_weight_left` (in_channels, rank),
-    `mindpet_delta_low_rank_adapter_weight_right` (rank, out_channels) and `bias` (out_channels,).
+    `mindpet_delta_low_rank_adapter_weight_right` (rank, out_channels) and `bias` (out_channels,). In the parallel modes
+    each device computes the whole product of the thin factors, unless `shard` is given a strategy for it: the product
+    has no batch to split, and to bring its parts together would cost more than it saves.
 
     Args:
         in_channels (int): the size of the last axis of the input.
