@@ -104,11 +104,17 @@ def _apply(layer: nn.Cell, targets: Targets, strategies: Mapping[str, Any]) -> n
 
 def _check_strategy(name: str, strategy: Any) -> None:
     entries = strategy if isinstance(strategy, tuple) else ()
-    if not entries or not all(isinstance(entry, (tuple, mindspore.Layout)) for entry in entries):
+    if not entries or not all(map(_is_layout_or_ints, entries)):
         raise TypeError(
-            f"`{name}` is {strategy!r} ({type(strategy).__name__}); accepted is None or a tuple with one tuple of ints "
-            "for each input of the primitive. Write ((2, 1), (4, 1)), for example, and ((2, 4),) for a single input."
+            f"`{name}` is {strategy!r} ({type(strategy).__name__}); accepted is None or a tuple with one tuple of "
+            "positive ints for each input of the primitive. Write ((2, 1), (4, 1)), for example, and ((2, 4),) for a single input."
         )
+
+
+def _is_layout_or_ints(entry: Any) -> bool:
+    if isinstance(entry, tuple):
+        return all(type(parts) is int and parts > 0 for parts in entry)
+    return isinstance(entry, mindspore.Layout)
 
 
 def _find(layer: nn.Cell, target: str) -> tuple[nn.Cell, str, Any]:

@@ -87,17 +87,18 @@ class PrefixLayer(nn.Cell):
         self,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         additive: bool = False,
         hidden_is_true: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Prepend the prefix to each example's keys, values and mask.
 
         Args:
             key: (batch, num_heads, length, head_dim) or (batch * length, hidden_dim).
             value: of the same shape.
             attention_mask: (..., length), with 1 or True where a key is visible. What it says about the given keys
-                (causal, padding) stays; every position sees every token of the prefix.
+                (causal, padding) stays; every position sees every token of the prefix. None (all visible) stays
+                None and needs keys with four axes.
             additive: the mask is added to the scores: 0 is visible.
             hidden_is_true: the mask is 1 or True where a key is hidden, as in GLM2.
 
@@ -116,7 +117,7 @@ class PrefixLayer(nn.Cell):
         past_key, past_value = self.construct()
         tokens = self.prefix_token_num // self.batch_size
         mask = prepend_to_mask(tokens, attention_mask, additive, hidden_is_true)
-        if mask.ndim == 4:
+        if mask is not None and mask.ndim == 4:
             mask = ops.broadcast_to(mask, (-1, self.num_heads, -1, -1))
         key = prepend_to_states(self._for_each_example(past_key, batch), key)
         value = prepend_to_states(self._for_each_example(past_value, batch), value)

@@ -105,10 +105,10 @@ class PrefixEncoder(nn.Cell):
         prefix_key_value: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         additive: bool = False,
         hidden_is_true: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Prepend one layer's prefix to each example's keys, values and mask.
 
         Args:
@@ -117,7 +117,8 @@ class PrefixEncoder(nn.Cell):
             key: (batch, num_heads, length, kv_channels) or (batch * length, num_heads * kv_channels).
             value: of the same shape.
             attention_mask: (..., length), with 1 or True where a key is visible. What it says about the given keys
-                (causal, padding) stays; every position sees every token of the prefix.
+                (causal, padding) stays; every position sees every token of the prefix. None (all visible) stays
+                None and needs keys with four axes.
             additive: the mask is added to the scores: 0 is visible.
             hidden_is_true: the mask is 1 or True where a key is hidden, as in GLM2.
 

@@ -188,6 +188,14 @@ def test_one_prefix_serves_a_batch_of_any_size(mode):
         assert (key.asnumpy()[:, :, :TOKENS] == key.asnumpy()[:1, :, :TOKENS]).all()
 
 
+def test_no_mask_stays_no_mask(mode):
+    states = Tensor(_states())
+    for prefix, more in ((_layer(), ()), (encoder := _encoder(), encoder(2, mstype.float32)[:1])):
+        key, value, mask = prefix.extend(*more, states, states, None)
+        assert mask is None
+        assert key.shape == value.shape == (2, HEADS, TOKENS + LENGTH, CHANNELS)
+
+
 def test_the_encoder_extends_flat_rows_as_it_extends_heads(mode):
     encoder = _encoder()
     own = encoder(2, mstype.float32)[1]
@@ -288,6 +296,7 @@ def _refusals():
         ),
         "three axes": (lambda: _layer().extend(odd, odd, mask), "shape"),
         "rows that do not divide": (lambda: _layer().extend(*[Tensor(random_input((7, HIDDEN)))] * 2, mask), "shape"),
+        "flat rows without a mask": (lambda: _layer().extend(*[Tensor(_flatten(_states()))] * 2, None), "no mask"),
         "both flags": (lambda: _layer().extend(states, states, mask, additive=True, hidden_is_true=True), "Both"),
         "the encoder's batch": (lambda: encoder.extend(of_three, states, states, mask), "2 examples"),
         "the encoder's flat batch": (

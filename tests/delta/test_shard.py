@@ -130,7 +130,24 @@ def test_too_many_strategies_are_refused():
         AdapterLayer(INPUTS, 3).shard(x=1)
 
 
-@pytest.mark.parametrize("strategy", [[(2, 1), (1, 1)], "((2, 1),)", 2, (), (2, 1), ([2, 1], [1, 1]), True, {}])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        [(2, 1), (1, 1)],
+        "((2, 1),)",
+        2,
+        (),
+        (2, 1),
+        ([2, 1], [1, 1]),
+        True,
+        {},
+        ((2, "a"),),
+        ((2, 0),),
+        ((True, 2),),
+        ((-1, 2),),
+        ((1.0,),),
+    ],
+)
 def test_what_is_no_tuple_of_tuples_is_refused_before_anything_is_set(strategy):
     for cell, examples in EXAMPLES.items():
         layer = _make(cell)
