@@ -107,7 +107,7 @@ def _check_strategy(name: str, strategy: Any) -> None:
     if not entries or not all(map(_is_layout_or_ints, entries)):
         raise TypeError(
             f"`{name}` is {strategy!r} ({type(strategy).__name__}); accepted is None or a tuple with one tuple of "
-            "positive ints for each input of the primitive. Write ((2, 1), (4, 1)), for example, and ((2, 4),) for a single input."
+            "positive ints for each input. Write ((2, 1), (4, 1)), for example, and ((2, 4),) for a single input."
         )
 
 
