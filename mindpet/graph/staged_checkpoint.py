@@ -8,12 +8,9 @@ the process or the machine stops, the last one that was finished is there.
 
 import copy
 import shutil
-import tempfile
 import time
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +18,9 @@ from mindspore import Generator, Parameter, nn, save_checkpoint
 from mindspore.train import CheckpointConfig, ModelCheckpoint, RunContext
 
 from mindpet.graph.checkpoint_names import checksum_path, find_stray_checksums, free_prefix
-from mindpet.graph.checksums import describe_checkpoint
 from mindpet.graph.parameters import trainable_parameters
-from mindpet.storage.atomic import make_folder, publish_file, remove_file, write_json
+from mindpet.graph.write import publish_checkpoint, staging_prefix
+from mindpet.storage.atomic import make_folder, remove_file
 from mindpet.utils.exceptions import InputError
 
 __all__ = ["StagedCheckpoint"]
@@ -139,22 +136,14 @@ class StagedCheckpoint(ModelCheckpoint):
     def _write(
         self, source: nn.Cell | list[Parameter], names: set[str], appended: dict[str, Any], target: Path
     ) -> None:
-        sums = checksum_path(target)
-        try:
-            with _staging_folder(self._folder, self._first_prefix) as staging:
-                staged = staging / target.name
-                self._write_staged(source, names, appended, staged)
-                description = describe_checkpoint(staged, appended, self._settings.enc_key, self._settings.enc_mode)
-                write_json(sums, description, staging)
-                publish_file(staged, target)
-        except OSError as error:
-            raise InputError(
-                f"{target} cannot be written ({error.strerror or error}); free space or name another folder. The"
-                " earlier checkpoints are untouched."
-            ) from error
-        finally:
-            if not target.exists():
-                sums.unlink(missing_ok=True)
+        publish_checkpoint(
+            target,
+            self._first_prefix,
+            lambda staged: self._write_staged(source, names, appended, staged),
+            appended,
+            self._settings.enc_key,
+            self._settings.enc_mode,
+        )
         self._latest_path = target
         self._kept.append(_Saved(target, time.monotonic()))
         self._remove_superfluous()
@@ -196,23 +185,10 @@ class StagedCheckpoint(ModelCheckpoint):
         return recent[1:]
 
 
-@contextmanager
-def _staging_folder(folder: Path, prefix: str) -> Iterator[Path]:
-    staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(prefix), dir=folder))
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _staging_prefix(prefix: str) -> str:
-    return f".{prefix}-staging-"
-
-
 def _remove_leftovers(folder: Path, prefix: str) -> None:
     """Remove what a killed run with this prefix has left: staging folders and checksums without a checkpoint."""
     for path in folder.iterdir():
-        if path.name.startswith(_staging_prefix(prefix)):
+        if path.name.startswith(staging_prefix(prefix)):
             shutil.rmtree(path, ignore_errors=True)
     for path in find_stray_checksums(folder, prefix):
         path.unlink(missing_ok=True)
