@@ -1,6 +1,7 @@
 """Freezing, and checkpoints of the trainable parameters."""
 
 from mindpet.graph.ckpt_util import TrainableParamsCheckPoint
+from mindpet.graph.distributed import gather_adapter, load_trainable_distributed
 from mindpet.graph.freeze_utils import (
     FreezeWarning,
     ParameterCount,
@@ -10,6 +11,7 @@ from mindpet.graph.freeze_utils import (
     freeze_modules,
 )
 from mindpet.graph.load import UnverifiedCheckpointWarning, load_trainable, newest_whole
+from mindpet.graph.write import write_trainable
 
 __all__ = [
     "FreezeWarning",
@@ -20,6 +22,9 @@ __all__ = [
     "freeze_delta",
     "freeze_from_config",
     "freeze_modules",
+    "gather_adapter",
     "load_trainable",
+    "load_trainable_distributed",
     "newest_whole",
+    "write_trainable",
 ]

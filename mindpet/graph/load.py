@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mindspore import Parameter, Tensor, nn
@@ -12,7 +12,16 @@ from mindpet.graph.checksums import is_whole, read_checkpoint
 from mindpet.graph.parameters import canonical_name, trainable_parameters
 from mindpet.utils.exceptions import InputError
 
-__all__ = ["UnverifiedCheckpointWarning", "load_trainable", "newest_whole"]
+__all__ = [
+    "PathLike",
+    "UnverifiedCheckpointWarning",
+    "check_fit",
+    "check_network",
+    "list_paths",
+    "load_trainable",
+    "newest_whole",
+    "warn_unverified",
+]
 
 PathLike = str | os.PathLike[str]
 
@@ -44,18 +53,14 @@ def load_trainable(
         InputError: A file does not exist, cannot be read or differs from its checksums; or parameters are missing,
             unexpected, given twice, or of another shape or dtype. The message lists them; the network is unchanged.
     """
-    if not isinstance(net, nn.Cell):
-        raise TypeError(f"The network is a {type(net).__name__}; give a mindspore.nn.Cell.")
-    paths = _check_files(files)
+    check_network(net)
+    paths = list_paths("files", files)
     values = _read_values(paths, dec_key, dec_mode)
     parameters = {canonical_name(name): parameter for name, parameter in trainable_parameters(net).items()}
-    _check_fit(net, parameters, values, paths)
+    check_fit(net, parameters, values, paths)
     for name, parameter in parameters.items():
         parameter.set_data(values[name])
-    for path in paths:
-        if not checksum_path(path).exists():
-            message = f"{path} has no {checksum_path(path).name} beside it: loaded unverified."
-            warnings.warn(message, UnverifiedCheckpointWarning, stacklevel=2)
+    warn_unverified(paths)
 
 
 def newest_whole(directory: PathLike, prefix: str = "DELTA_CKP") -> Path | None:
@@ -79,13 +84,33 @@ def newest_whole(directory: PathLike, prefix: str = "DELTA_CKP") -> Path | None:
     return next((path for path in reversed(checkpoints) if is_whole(path)), None)
 
 
-def _check_files(files: PathLike | Sequence[PathLike]) -> list[Path]:
-    several = [files] if isinstance(files, str | os.PathLike) else files
-    if not isinstance(several, Sequence) or not all(isinstance(file, str | os.PathLike) for file in several):
-        raise TypeError(f"files is {files!r}; give the path of a .ckpt file, or a list of such paths.")
+def check_network(net: nn.Cell) -> None:
+    """Raise TypeError unless the network is a Cell."""
+    if not isinstance(net, nn.Cell):
+        raise TypeError(f"The network is a {type(net).__name__}; give a mindspore.nn.Cell.")
+
+
+def list_paths(argument: str, value: PathLike | Sequence[PathLike]) -> list[Path]:
+    """Return the paths that were given for an argument.
+
+    Raises:
+        TypeError: The value is neither a path nor a list of paths.
+        InputError: The list is empty.
+    """
+    several = [value] if isinstance(value, str | os.PathLike) else value
+    if not isinstance(several, Sequence) or not all(isinstance(path, str | os.PathLike) for path in several):
+        raise TypeError(f"{argument} is {value!r}; give the path of a file, or a list of such paths.")
     if not several:
-        raise InputError("files is an empty list; give at least one .ckpt file.")
-    return [Path(file) for file in several]
+        raise InputError(f"{argument} is an empty list; give at least one file.")
+    return [Path(path) for path in several]
+
+
+def warn_unverified(paths: Iterable[Path]) -> None:
+    """Warn the caller's caller of each checkpoint without checksums."""
+    for path in paths:
+        if not checksum_path(path).exists():
+            message = f"{path} has no {checksum_path(path).name} beside it: loaded unverified."
+            warnings.warn(message, UnverifiedCheckpointWarning, stacklevel=3)
 
 
 def _read_values(paths: list[Path], dec_key: bytes | None, dec_mode: str) -> dict[str, Tensor]:
@@ -99,7 +124,20 @@ def _read_values(paths: list[Path], dec_key: bytes | None, dec_mode: str) -> dic
     return values
 
 
-def _check_fit(net: nn.Cell, parameters: dict[str, Parameter], values: dict[str, Tensor], paths: list[Path]) -> None:
+def check_fit(
+    net: nn.Cell, parameters: Mapping[str, Parameter], values: Mapping[str, Tensor], paths: Sequence[Path]
+) -> None:
+    """Check that values are there for exactly these parameters of the network, in their shapes and dtypes.
+
+    Args:
+        net: The network.
+        parameters: The parameters to load, by their names in version 2.
+        values: The values that the files give, by their names in version 2.
+        paths: The files.
+
+    Raises:
+        InputError: Something does not fit; the message lists it.
+    """
     others = {canonical_name(parameter.name) for parameter in net.get_parameters()} - parameters.keys()
     problems = [f"{name} is missing" for name in parameters.keys() - values.keys()]
     for name, value in values.items():

@@ -10,7 +10,7 @@ from mindspore.experimental import optim
 
 from mindpet.utils.exceptions import InputError
 
-__all__ = ["LabelledParameter", "canonical_name", "labelled_parameters", "trainable_parameters"]
+__all__ = ["LabelledParameter", "canonical_name", "labelled_parameters", "own_parameters", "trainable_parameters"]
 
 _OPTIMIZERS = (nn.Optimizer, optim.Optimizer)
 _STEP_STATE = (*_OPTIMIZERS, nn.DynamicLossScaleUpdateCell, nn.FixedLossScaleUpdateCell)
@@ -53,7 +53,7 @@ def trainable_parameters(net: nn.Cell) -> dict[str, Parameter]:
         InputError: Nothing is trainable, or a trainable parameter shares its name with another parameter, so that a
             file could hold only one of the two.
     """
-    trainable = {parameter.name: parameter for parameter in _own_parameters(net) if parameter.requires_grad}
+    trainable = {parameter.name: parameter for parameter in own_parameters(net) if parameter.requires_grad}
     if not trainable:
         raise InputError(
             "The network has no trainable parameter; attach a method first, then freeze the rest with freeze_delta."
@@ -74,7 +74,8 @@ def canonical_name(name: str) -> str:
     return re.sub(r"mindpet_delta_lora_([AB])\b", lambda match: match[0].lower(), name)
 
 
-def _own_parameters(net: nn.Cell) -> Iterator[Parameter]:
+def own_parameters(net: nn.Cell) -> Iterator[Parameter]:
+    """Yield the parameters of a network, without what a training step around it adds; see `trainable_parameters`."""
     cells = list(net.cells_and_names())
     optimized = {id(parameter) for _, cell in cells if isinstance(cell, _OPTIMIZERS) for parameter in cell.parameters}
     state = {id(part) for _, cell in cells if isinstance(cell, _STEP_STATE) for _, part in cell.cells_and_names()}
