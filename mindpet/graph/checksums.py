@@ -68,10 +68,8 @@ def read_checkpoint(checkpoint: Path, dec_key: bytes | None = None, dec_mode: st
     """
     require_file(checkpoint)
     sums = _read_sums(checkpoint)
-    if sums is not None and not _file_agrees(checkpoint, sums):
-        raise InputError(
-            f"{checkpoint} is damaged: it differs from {checksum_path(checkpoint).name}; use an earlier checkpoint."
-        )
+    if sums is not None:
+        _check_file(checkpoint, sums)
     try:
         content = load_checkpoint(str(checkpoint), dec_key=dec_key, dec_mode=dec_mode)
     except Exception as error:  # MindSpore raises whatever its parser meets in a damaged file.
@@ -93,7 +91,8 @@ def _read_sums(checkpoint: Path) -> dict[str, Any] | None:
         return None
     sums = read_json(path)
     types = {"size": int, "sha256": str, "appended": list, "tensors": dict}
-    if not isinstance(sums, dict) or not all(isinstance(sums.get(key), kind) for key, kind in types.items()):
+    is_usable = isinstance(sums, dict) and all(isinstance(sums.get(key), kind) for key, kind in types.items())
+    if not is_usable or not all(isinstance(name, str) for name in sums["appended"]):
         raise InputError(f"{path} holds no checksums; remove it to load the checkpoint unverified.")
     return sums
 
@@ -104,6 +103,19 @@ def _describe_file(checkpoint: Path) -> dict[str, Any]:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return {"size": checkpoint.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _check_file(checkpoint: Path, sums: Mapping[str, Any]) -> None:
+    try:
+        agrees = _file_agrees(checkpoint, sums)
+    except OSError as error:
+        raise InputError(
+            f"{checkpoint} cannot be read ({error.strerror or error}); name a file that you may read."
+        ) from error
+    if not agrees:
+        raise InputError(
+            f"{checkpoint} is damaged: it differs from {checksum_path(checkpoint).name}; use an earlier checkpoint."
+        )
 
 
 def _file_agrees(checkpoint: Path, sums: Mapping[str, Any]) -> bool:

@@ -60,7 +60,7 @@ def gather_adapter(
     joined = [_join_stage(stage_ranks, dec_key, dec_mode) for stage_ranks in ranks]
     _check_complete(ranks, joined)
     adapter = _unite(ranks, joined)
-    warn_unverified(path for stage_ranks in ranks for path in stage_ranks.paths)
+    warn_unverified(_paths(ranks))
     return adapter
 
 
@@ -108,7 +108,7 @@ def load_trainable_distributed(
     base = _assign(list_paths("base_files", base_files), read_stages(list_paths("base_strategy", base_strategy)))
     tuned = _assign(list_paths("tuned_files", tuned_files), read_stages(list_paths("tuned_strategy", tuned_strategy)))
     trainable = {canonical_name(name): parameter for name, parameter in trainable_parameters(net).items()}
-    own = {canonical_name(parameter.name): parameter for parameter in own_parameters(net)}
+    own = _own_by_name(net)
 
     base_joined = [_join_stage(ranks, network=set(own)) for ranks in base]
     base_values = _unite(base, base_joined)
@@ -124,6 +124,18 @@ def load_trainable_distributed(
     for name, value in loaded.items():
         own[name].set_data(value)
     warn_unverified(_paths(tuned))
+
+
+def _own_by_name(net: nn.Cell) -> dict[str, Parameter]:
+    """Return the parameters of a network by their names in version 2."""
+    own: dict[str, Parameter] = {}
+    for parameter in own_parameters(net):
+        if own.setdefault(canonical_name(parameter.name), parameter) is not parameter:
+            raise InputError(
+                f"Several parameters of the network have the name {parameter.name!r}, and a file can hold only one of"
+                " them; give every parameter a name of its own, for example with update_parameters_name."
+            )
+    return own
 
 
 def _paths(several: list[_Ranks]) -> list[Path]:

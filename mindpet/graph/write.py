@@ -25,7 +25,7 @@ def write_trainable(values: Mapping[str, Tensor], file: str | os.PathLike[str]) 
 
     Args:
         values: The parameters by name.
-        file: The .ckpt file to write. Its folder exists, and nothing stands under its name.
+        file: The .ckpt file to write. Its folder exists, and nothing stands under its name or its checksums'.
 
     Raises:
         TypeError: `values` is no mapping from names to Tensors.
@@ -40,8 +40,7 @@ def write_trainable(values: Mapping[str, Tensor], file: str | os.PathLike[str]) 
     if target.suffix != ".ckpt":
         raise InputError(f"{target} does not end in .ckpt, as the names of MindSpore's checkpoints do; add it.")
     require_folder(target.parent)
-    if taken := next((path for path in (target, checksum_path(target)) if path.exists()), None):
-        raise InputError(f"{taken} exists already; name a new file, or remove this one first.")
+    _require_free(target, checksum_path(target))
     content = [{"name": name, "data": value} for name, value in values.items()]
     publish_checkpoint(target, target.stem, lambda staged: save_checkpoint(content, str(staged)))
 
@@ -87,6 +86,16 @@ def publish_checkpoint(
 def staging_prefix(prefix: str) -> str:
     """Return how the names of the staging folders for checkpoints with this prefix begin."""
     return f".{prefix}-staging-"
+
+
+def _require_free(*paths: Path) -> None:
+    for path in paths:
+        try:
+            is_taken = path.exists()
+        except OSError as error:  # The name is too long, for example.
+            raise InputError(f"{path} cannot be written ({error.strerror or error}); give another name.") from error
+        if is_taken:
+            raise InputError(f"{path} exists already; name a new file, or remove this one first.")
 
 
 @contextmanager

@@ -327,3 +327,5 @@ def test_bad_arguments(training, tmp_path):
     with pytest.raises(TypeError, match="network"):
         training.load([1])
     training.assert_refused("unknown|missing", network=CutTwice())
+    training.network.up.weight.name = training.network.down.weight.name
+    training.assert_refused(r"have the name 'down\.weight'")

@@ -146,11 +146,38 @@ def test_a_changed_tensor_is_found_behind_the_checksum_of_the_file(saved):
     assert_all(net, 0)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"size": 1}', "\0"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"size": 1}',
+        '{"size": 1, "sha256": "", "appended": [[]], "tensors": {}}',
+        "\0",
+    ],
+)
 def test_unusable_checksums_are_an_error(saved, text):
     net, path = saved
     sums_of(path).write_text(text)
     with pytest.raises(InputError, match="sha256"):
+        load_trainable(net, path)
+    assert newest_whole(path.parent, "p") is None
+    assert_all(net, 0)
+
+
+def test_an_unreadable_file(saved, monkeypatch):
+    net, path = saved
+    opened = type(path).open
+
+    def open_unless_forbidden(self, *arguments, **options):
+        if self.suffix == ".ckpt":
+            raise PermissionError(13, "Permission denied")
+        return opened(self, *arguments, **options)
+
+    monkeypatch.setattr(type(path), "open", open_unless_forbidden)
+    with pytest.raises(InputError, match="Permission denied"):
         load_trainable(net, path)
     assert newest_whole(path.parent, "p") is None
     assert_all(net, 0)
