@@ -118,7 +118,8 @@ class PrefixLayer(nn.Cell):
         tokens = self.prefix_token_num // self.batch_size
         mask = prepend_to_mask(tokens, attention_mask, additive, hidden_is_true)
         if mask is not None and mask.ndim == 4:
-            mask = ops.broadcast_to(mask, (-1, self.num_heads, -1, -1))
+            # No -1: MindSpore 2.7 refuses it for a mask that is a constant of the graph.
+            mask = ops.broadcast_to(mask, (mask.shape[0], self.num_heads, *mask.shape[2:]))
         key = prepend_to_states(self._for_each_example(past_key, batch), key)
         value = prepend_to_states(self._for_each_example(past_value, batch), value)
         return key, value, mask
