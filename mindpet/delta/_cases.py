@@ -107,7 +107,7 @@ class Side(nn.Cell):
 
     def construct(self, *inputs: Tensor) -> tuple[Any, ...]:
         """Return the outputs of all cells."""
-        outputs = ()
+        outputs: tuple[Any, ...] = ()
         for cell in self.cells_side_by_side:
             outputs = outputs + (cell(*inputs),)  # noqa: RUF005, graph mode knows only +
         return outputs
