@@ -7,7 +7,7 @@ import sys
 import typer
 
 from mindpet import __version__
-from mindpet.cli import demo, finetune
+from mindpet.cli import demo, doctor, finetune
 from mindpet.utils.exceptions import DivergedError, InputError
 
 __all__ = ["app", "main"]
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.command("finetune")(finetune.command)
 app.command("demo")(demo.command)
+app.command("doctor")(doctor.command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,117 @@
+import json
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+from mindpet.cli import main as program
+from mindpet.delta import LoRADense
+from mindpet.tuning import selftest
+from mindpet.tuning._trials import TRIALS
+
+FEW = tuple(trial for trial in TRIALS if trial.layer in ("LoRADense", "rdrop_repeat"))
+
+
+def _run(monkeypatch, arguments):
+    """Run the program in this process and return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["mindpet", "doctor", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        program.main()
+    return end.value.code
+
+
+def test_versions_and_devices_are_shown(monkeypatch, capsys, tmp_path):
+    file = tmp_path / "report.json"
+    assert _run(monkeypatch, ["--json", file]) == 0
+    report = json.loads(file.read_text())
+    assert report["problems"] == {}
+    assert report["selftest"] is None
+    printed = capsys.readouterr().out
+    for name in ("mindpet", "python", "mindspore", "numpy", "scipy"):
+        assert name in printed
+        assert report["environment"][name] in printed
+
+
+def test_a_known_bad_version_ends_with_1(monkeypatch, capsys):
+    read = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "2.1.0" if name == "numpy" else read(name))
+    assert _run(monkeypatch, []) == 1
+    assert "numpy: MindSpore is built against NumPy 1" in capsys.readouterr().out
+
+
+def test_the_selftest_shows_tables_and_writes_a_report(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(selftest, "TRIALS", FEW)
+    file = tmp_path / "report.json"
+    assert _run(monkeypatch, ["--selftest", "--device", "CPU", "--dtype", "float32", "--json", file]) == 0
+    report = json.loads(file.read_text())["selftest"]
+    assert (report["device"], report["passed"], set(report["tolerances"])) == ("CPU", True, {"float32"})
+    rows = [(case["layer"], case["dtype"], case["mode"], case["passed"]) for case in report["cases"]]
+    assert rows == [(trial.layer, "float32", mode, True) for trial in FEW for mode in ("graph", "PyNative")]
+    printed = capsys.readouterr()
+    assert "4 of 4 passed" in printed.out
+    assert report["tolerances"]["float32"]["source"][:20] in printed.out
+    assert "4/4 rdrop_repeat, float32, PyNative" in printed.err
+    assert "4/4" not in printed.out
+
+
+def test_a_wrong_layer_ends_with_1(monkeypatch, capsys, tmp_path):
+    make = LoRADense.__init__
+
+    def make_wrong(self, *arguments, **keywords):
+        make(self, *arguments, **keywords)
+        self.scaling *= 2
+
+    monkeypatch.setattr(LoRADense, "__init__", make_wrong)
+    monkeypatch.setattr(selftest, "TRIALS", FEW)
+    file = tmp_path / "report.json"
+    assert _run(monkeypatch, ["--selftest", "--dtype", "float16", "--json", file]) == 1
+    cases = json.loads(file.read_text())["selftest"]["cases"]
+    assert {case["layer"] for case in cases if not case["passed"]} == {"LoRADense"}
+    assert "2 of 4 passed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--selftest", "--device", "Ascend"], "Ascend cannot be used here"),
+        (["--selftest", "--device", "GPU"], "GPU"),
+        (["--selftest", "--dtype", "bfloat16"], "bfloat16 cannot be tested on CPU"),
+        (["--selftest", "--json", "nowhere/report.json"], "nowhere/report.json cannot be written"),
+        (["--dtype", "float32"], "add --selftest"),
+    ],
+)
+def test_bad_input_ends_with_2_before_anything_is_tested(monkeypatch, tmp_path, capsys, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    assert _run(monkeypatch, arguments) == 2
+    errors = capsys.readouterr().err
+    assert said in errors
+    assert "LoRADense" not in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_mindspore_is_described(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "mindspore", None)
+    assert _run(monkeypatch, []) == 1
+    assert "devices: mindspore cannot be imported" in capsys.readouterr().out
+    assert _run(monkeypatch, ["--selftest"]) == 2
+
+
+def test_the_help_does_not_import_mindspore():
+    code = (
+        "import sys; from typer.testing import CliRunner; from mindpet.cli.main import app;"
+        "result = CliRunner().invoke(app, ['doctor', '--help']);"
+        "sys.exit(result.exit_code or '--selftest' not in result.output or 'mindspore' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_the_whole_selftest_passes_within_two_minutes(tmp_path):
+    file = tmp_path / "report.json"
+    command = [sys.executable, "-m", "mindpet.cli", "doctor", "--selftest", "--json", str(file)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stdout
+    report = json.loads(file.read_text())["selftest"]
+    assert report["passed"]
+    assert len(report["cases"]) == len(TRIALS) * len(selftest.DTYPES[report["device"]]) * 2
