@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import shutil
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -329,3 +332,16 @@ def test_bad_arguments(training, tmp_path):
     training.assert_refused("unknown|missing", network=CutTwice())
     training.network.up.weight.name = training.network.down.weight.name
     training.assert_refused(r"have the name 'down\.weight'")
+
+
+def test_the_examples_of_the_documents(training, tmp_path, monkeypatch):
+    shutil.copy(training.base_strategy, tmp_path / "base" / "strategy.ckpt")
+    shutil.copy(training.tuned_strategy, tmp_path / "tuned" / "strategy.ckpt")
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[2] / "docs" / "distributed.md"
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    names = {"network": training.network}
+    for block in blocks:
+        exec(block, names)
+    assert_same(values_of(training.network), training.expected)
+    assert callable(names["make_callback"])
