@@ -1,7 +1,9 @@
 import json
+import re
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +11,9 @@ from mindpet.cli import main as program
 from mindpet.delta import LoRADense
 from mindpet.tuning import selftest
 from mindpet.tuning._trials import TRIALS
+from mindpet.utils.environment import describe_environment
 
+DOCS = Path(__file__).parents[2] / "docs"
 FEW = tuple(trial for trial in TRIALS if trial.layer in ("LoRADense", "rdrop_repeat"))
 
 
@@ -104,6 +108,17 @@ def test_the_help_does_not_import_mindspore():
         "sys.exit(result.exit_code or '--selftest' not in result.output or 'mindspore' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("page", ["doctor.md", "doctor.zh.md"])
+def test_the_documents_name_each_key_and_tolerance(page):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    report = selftest.describe_selftest("CPU", [selftest.measure(selftest.Case(FEW[-1], "float32", "PyNative"))])
+    levels = (describe_environment([]), report, report["cases"][0], report["tolerances"]["float32"])
+    assert [key for level in levels for key in level if f"`{key}`" not in text] == []
+    for dtype, tolerance in selftest.TOLERANCES.items():
+        forward, gradient = re.search(rf"^\| {dtype} \| (\S+) \| (\S+) \|", text, re.MULTILINE).groups()
+        assert (float(forward), float(gradient)) == pytest.approx((tolerance.forward, tolerance.gradient), rel=0.02)
 
 
 @pytest.mark.slow
