@@ -71,8 +71,8 @@ def get_peft_model(network: nn.Cell, config: LoraConfig, compute_dtype: mstype.T
     return network
 
 
-def _match(field: str, entries: Iterable[str], paths: list[str], kind: str) -> set[str]:
-    """Return the paths that equal an entry or end in it at a dot; each entry must match."""
+def _match(field: str, entries: Iterable[str], paths: list[str], kind: str) -> list[str]:
+    """Return the paths, in order, that equal an entry or end in it at a dot; each entry must match."""
     matched: set[str] = set()
     for entry in entries:
         found = {path for path in paths if path == entry or path.endswith(f".{entry}")}
@@ -81,7 +81,7 @@ def _match(field: str, entries: Iterable[str], paths: list[str], kind: str) -> s
             hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
             raise InputError(f"{field}: {entry!r} is the name or path suffix of no {kind} of the network{hint}")
         matched |= found
-    return matched
+    return [path for path in paths if path in matched]
 
 
 def _places(network: nn.Cell) -> list[tuple[_Place, nn.Cell]]:

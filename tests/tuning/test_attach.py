@@ -1,3 +1,4 @@
+import mindspore
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
@@ -82,6 +83,22 @@ def test_a_shared_layer_is_replaced_once_at_both_places():
     network = _attach(_Network(), target_modules=["sequence.0"])
     assert isinstance(network.shared, LoRADense)
     assert network.shared is network.sequence[0]
+
+
+def test_the_branches_draw_their_first_values_in_the_order_of_the_network():
+    mindspore.set_seed(0)
+    network = _attach(_Network(), target_modules=["value", "query", "key"])
+    found = [cell.mindpet_delta_lora_a for _, cell in network.cells_and_names() if isinstance(cell, LoRADense)]
+    mindspore.set_seed(0)
+    plain = _Network()  # draws too
+    expected = [
+        LoRADense.from_dense(layer, LoraConfig().r, LoraConfig().lora_alpha).mindpet_delta_lora_a
+        for block in plain.blocks
+        for layer in (block.query, block.key, block.value)
+    ]
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.asnumpy(), other.asnumpy())
 
 
 @pytest.mark.parametrize(
