@@ -136,8 +136,8 @@ def read_stages(files: Sequence[Path]) -> list[Stage]:
 
 
 def is_state_of(name: str, parameters: set[str]) -> bool:
-    """Tell whether a name is that of an optimizer's state: `adam_m.<parameter>`, `accu_grads.<parameter>` and so on."""
-    return any(name[dot.end() :] in parameters for dot in re.finditer(r"\.", name))
+    """Tell whether a name is that of an optimizer's state: `adam_m.<parameter>`, `exp_avg_sq_<parameter>` and so on."""
+    return any(name[separator.end() :] in parameters for separator in re.finditer("[._]", name))
 
 
 def _read_file(file: Path) -> list[Stage]:

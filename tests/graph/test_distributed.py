@@ -131,7 +131,7 @@ def test_the_optimizers_state_in_base_files_is_left_out(training):
     extra = {"epoch_num": 3, "global_step": Tensor([5], ms.int32), "loss_scale": Tensor(2.0)}
     for file in training.base_files:
         content = ms.load_checkpoint(str(file))
-        state = {f"adam_m.{name}": value for name, value in content.items()}
+        state = {f"{kind}{name}": value for kind in ("adam_m.", "exp_avg_sq_") for name, value in content.items()}
         entries = [
             {"name": name, "data": value} for name, value in (content | state | extra).items() if name != "epoch_num"
         ]
