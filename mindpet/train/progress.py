@@ -53,9 +53,7 @@ class TrainingProgress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(
-            "training", total=steps, completed=done, loss="-", accuracy="-", speed="-"
-        )
+        self._task = self._bar.add_task("training", total=steps, completed=done, loss="-", accuracy="-", speed="-")
 
     def __enter__(self) -> TrainingProgress:
         self._bar.start()
