@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mindspore import Tensor, nn
+from mindspore.parallel import merge_pipeline_strategys
 
 from mindpet.graph import (
     UnverifiedCheckpointWarning,
@@ -91,6 +92,19 @@ def test_base_and_tuned_values_arrive_bit_for_bit(tmp_path, base, tuned, recwarn
     assert_same(values_of(training.network), training.expected)
     assert [id(parameter) for parameter in training.network.get_parameters()] == before
     assert not [warning for warning in recwarn if warning.category is UnverifiedCheckpointWarning]
+
+
+def test_merged_strategies_of_pipelines(tmp_path):
+    training = Training(tmp_path, "pretrained_pipeline", "tuned_pipeline")
+    for kind in ("base", "tuned"):
+        stages = tmp_path / f"{kind}_stages"
+        stages.mkdir()
+        for file in getattr(training, f"{kind}_strategy"):
+            shutil.copy(file, stages)
+        setattr(training, f"{kind}_strategy", tmp_path / f"{kind}_merged.ckpt")
+        merge_pipeline_strategys(str(stages), str(tmp_path / f"{kind}_merged.ckpt"))
+    training.load()
+    assert_same(values_of(training.network), training.expected)
 
 
 def test_a_compiled_network_sees_the_values(training, mode):
