@@ -34,7 +34,7 @@ def run(settings: FinetuneSettings, examples: int) -> None:
     progress, result = Console(stderr=True), Console()
     outcome = finetune(settings, progress)
     if not outcome.finished:
-        progress.print(f"ended early; last checkpoint: {outcome.checkpoint}", soft_wrap=True)
+        progress.print(f"ended early; last checkpoint: {outcome.checkpoint}; --resume goes on", soft_wrap=True)
         raise typer.Exit(1)
     for table in closing_tables(outcome):
         result.print(table)

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import mindspore
 import numpy as np
 from mindspore import Tensor, nn
 from mindspore.common import dtype as mstype
-from mindspore.train import CheckpointConfig
+from mindspore.train import CheckpointConfig, RunContext
 from rich.console import Console
 
 from mindpet.data.batches import Batches, length_buckets
 from mindpet.data.dataset import ClassificationData, Split, load_data
 from mindpet.data.embedded import minilm_folder
 from mindpet.data.tokenizer import Tokenizer, load_tokenizer
-from mindpet.graph import TrainableParamsCheckPoint, count_parameters, freeze_delta
+from mindpet.graph import ParameterCount, TrainableParamsCheckPoint, count_parameters, freeze_delta
 from mindpet.models.bert import BertForSequenceClassification
 from mindpet.train.baselines import probe_accuracy, tfidf_accuracy
 from mindpet.train.evaluate import predict, run_batches
 from mindpet.train.journal import Journal
-from mindpet.train.loop import train
+from mindpet.train.loop import Position, train
 from mindpet.train.memory import parameter_megabytes, peak_megabytes
 from mindpet.train.optimizer import build_optimizer, linear_schedule
 from mindpet.train.progress import TrainingProgress, announce
-from mindpet.train.run_folder import RunFolder
-from mindpet.train.settings import FinetuneSettings
+from mindpet.train.resume import (
+    Origin,
+    SavedRun,
+    fingerprint_data,
+    fingerprint_parameters,
+    put_back,
+    read_run,
+    write_run,
+)
+from mindpet.train.run_folder import CHECKPOINTS_KEPT, RunFolder
+from mindpet.train.settings import FinetuneSettings, settings_of_the_run
 from mindpet.train.step import TrainStep
 from mindpet.tuning.attach import get_peft_model
 from mindpet.tuning.config import LoraConfig
@@ -68,6 +78,40 @@ class _Encoded:
     test: Batches
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A run that is about to begin or to go on, everything read and checked.
+
+    Attributes:
+        settings: What to do.
+        folder: Where the result goes.
+        data: The texts and their labels.
+        encoded: The batches of each split.
+        network: With the method attached.
+        origin: What the run is made from.
+        baselines: The baselines' accuracies by their names in the metrics.
+        saved: What an earlier part of the run has left, or None.
+    """
+
+    settings: FinetuneSettings
+    folder: RunFolder
+    data: ClassificationData
+    encoded: _Encoded
+    network: BertForSequenceClassification
+    origin: Origin
+    baselines: dict[str, float | None]
+    saved: SavedRun | None
+
+
+class _EpochCheckpoint(TrainableParamsCheckPoint):
+    """Saves as each epoch ends, wherever in an epoch the loop began."""
+
+    def step_end(self, run_context: RunContext) -> None:
+        progress = run_context.original_args()
+        if progress.cur_step_num % progress.batch_num == 0:
+            super().step_end(run_context)
+
+
 class _Features(nn.Cell):
     """The encoder's pooled output, which the frozen-encoder baseline sees."""
 
@@ -83,10 +127,11 @@ def finetune(settings: FinetuneSettings, console: Console) -> Outcome:
     """Fine-tune a BERT on labelled texts and write the run folder `settings.out`.
 
     Everything that the settings name is read and checked before the folder is made. The same settings give the same
-    losses and metrics on the same machine, bit for bit, as long as no dropout is used.
+    losses and metrics on the same machine, bit for bit; so does a run that is ended or killed and then resumed (on a
+    CPU with dropout too).
 
     Args:
-        settings: What to do.
+        settings: What to do. With `resume`, the settings with which the run in `out` was started are taken.
         console: Where progress is shown.
 
     Returns:
@@ -96,8 +141,16 @@ def finetune(settings: FinetuneSettings, console: Console) -> Outcome:
         InputError: A file, folder or setting cannot be used; nothing was written.
         DivergedError: The loss is no longer finite; the last good checkpoint stays.
     """
+    folder = RunFolder(settings.out, settings.overwrite, settings.resume)
+    if settings.resume and folder.settings.exists():
+        settings = settings_of_the_run(settings, folder.settings)
     _choose_device(settings)
-    folder = RunFolder(settings.out, settings.overwrite)
+    return _run(_prepare(settings, folder, console), console)
+
+
+def _prepare(settings: FinetuneSettings, folder: RunFolder, console: Console) -> _Job:
+    """Read and check everything that the run needs."""
+    saved = read_run(folder.state) if settings.resume and folder.state.exists() else None
     with announce(console, "reading the data"):
         data = load_data(settings.data, settings.seed, console.print)
     mindspore.set_seed(settings.seed)
@@ -112,9 +165,25 @@ def finetune(settings: FinetuneSettings, console: Console) -> Outcome:
             compute_dtype=_DTYPES[settings.dtype],
         )
     encoded = _encode(data, tokenizer, network, settings)
-    baselines = _baselines(settings, data, encoded, network, console)
+    origin = _origin(settings, data, encoded, network)
+    if saved is not None:
+        saved.require_origin(origin, folder.state)
+    baselines = _baselines(settings, data, encoded, network, console) if saved is None else saved.baselines
     _attach(network, settings)
-    return _run(settings, console, folder, data, encoded, network, baselines)
+    return _Job(settings, folder, data, encoded, network, origin, baselines, saved)
+
+
+def _origin(
+    settings: FinetuneSettings, data: ClassificationData, encoded: _Encoded, network: BertForSequenceClassification
+) -> Origin:
+    """Return what tells this run from another one. The head is new or trained, and so no part of the base model."""
+    batches = chain(encoded.train.epoch(0), encoded.valid.ordered(), encoded.test.ordered())
+    base = [parameter for parameter in network.get_parameters() if not _is_head(parameter.name)]
+    return Origin(settings.that_decide(), fingerprint_data(data.label_names, batches), fingerprint_parameters(base))
+
+
+def _is_head(name: str) -> bool:
+    return name.startswith(f"{_HEAD}.")
 
 
 def _choose_device(settings: FinetuneSettings) -> None:
@@ -197,17 +266,11 @@ def _attach(network: BertForSequenceClassification, settings: FinetuneSettings) 
             parameter.set_dtype(dtype)
 
 
-def _run(
-    settings: FinetuneSettings,
-    console: Console,
-    folder: RunFolder,
-    data: ClassificationData,
-    encoded: _Encoded,
-    network: BertForSequenceClassification,
-    baselines: dict[str, float | None],
-) -> Outcome:
+def _run(job: _Job, console: Console) -> Outcome:
     """Train, evaluate and write the run folder."""
-    steps = settings.epochs * encoded.train.steps_per_epoch
+    settings, folder, network, batches = job.settings, job.folder, job.network, job.encoded.train
+    counts = count_parameters(network)
+    steps = settings.epochs * batches.steps_per_epoch
     optimizer = build_optimizer(
         network,
         steps=steps,
@@ -215,50 +278,99 @@ def _run(
         head_learning_rate=settings.head_learning_rate,
         warmup_ratio=settings.warmup_ratio,
         weight_decay=settings.weight_decay,
-        is_head=lambda name: name.startswith(f"{_HEAD}."),
+        is_head=_is_head,
     )
-    folder.create(settings.model_dump(mode="json"), data.label_names)
-    checkpoints = TrainableParamsCheckPoint(
-        str(folder.checkpoints),
-        config=CheckpointConfig(save_checkpoint_steps=encoded.train.steps_per_epoch, keep_checkpoint_max=2),
-    )
-    with TrainingProgress(console, steps, settings.epochs) as progress:
-        journal = Journal(folder, progress, lambda: _accuracy(network, encoded.valid, data.valid))
+    step = TrainStep(network, optimizer, scale_loss=settings.dtype == "float16", seed=settings.seed)
+    earlier = _open_folder(job, step, console)
+    start = Position() if job.saved is None else job.saved.position
+    with TrainingProgress(console, steps, settings.epochs, done=_steps_before(start, batches)) as progress:
+        journal = Journal(
+            folder,
+            progress,
+            measure=lambda: _accuracy(network, job.encoded.valid, job.data.valid),
+            save_state=lambda position: write_run(folder.state, _state(job, step, position)),
+            earlier=earlier,
+        )
         try:
             finished = train(
-                TrainStep(network, optimizer, scale_loss=settings.dtype == "float16"),
-                encoded.train,
+                step,
+                batches,
                 epochs=settings.epochs,
                 learning_rates=linear_schedule(settings.learning_rate, steps, settings.warmup_ratio),
-                callbacks=[checkpoints],
+                callbacks=[_checkpoints(folder)],
                 observer=journal,
+                start=start,
+                save_steps=settings.save_steps,
             )
         except DivergedError as error:
-            kept = checkpoints.latest_ckpt_file_name or "none, as no epoch was finished"
+            kept = folder.newest_checkpoint() or "none, as no epoch was finished"
             raise DivergedError(f"{error}; last good checkpoint: {kept}") from error
     folder.draw_losses(journal.losses, journal.accuracies)
-    checkpoint = checkpoints.latest_ckpt_file_name or None
     if not finished:
-        return Outcome(False, folder, checkpoint, {}, data, np.empty(0, int))
-    predicted = predict(network, encoded.test)
-    counts = count_parameters(network)
-    metrics = {
-        "method": settings.method,
-        "seed": settings.seed,
-        "epochs": settings.epochs,
+        return Outcome(False, folder, folder.newest_checkpoint(), {}, job.data, np.empty(0, int))
+    predicted = predict(network, job.encoded.test)
+    metrics = _metrics(job, counts, optimizer, journal, predicted)
+    folder.write_metrics(metrics)
+    return Outcome(True, folder, folder.newest_checkpoint(), metrics, job.data, predicted)
+
+
+def _open_folder(job: _Job, step: TrainStep, console: Console) -> list[dict[str, Any]]:
+    """Make the folder, or set it and the step back to the saved moment; return the log's entries up to there."""
+    settings, folder, saved = job.settings, job.folder, job.saved
+    if saved is None:
+        if settings.resume:
+            console.print(f"nothing to resume in {settings.out}: no state was saved there; starting from the beginning")
+        folder.create(settings.of_the_run(), job.data.label_names)
+        return []
+    put_back(saved.tensors, step.state(), folder.state)
+    done = _steps_before(saved.position, job.encoded.train)
+    entries = folder.reopen(settings.of_the_run(), log_lines=done + saved.position.epoch - 1)
+    if saved.position.epoch > settings.epochs:
+        console.print(f"{settings.out}: all {done} steps are done; only the evaluation is made")
+    else:
+        console.print(f"resuming {settings.out} in epoch {saved.position.epoch} after {done} steps")
+    return entries
+
+
+def _steps_before(position: Position, batches: Batches) -> int:
+    return (position.epoch - 1) * batches.steps_per_epoch + position.step
+
+
+def _checkpoints(folder: RunFolder) -> TrainableParamsCheckPoint:
+    config = CheckpointConfig(save_checkpoint_steps=1, keep_checkpoint_max=CHECKPOINTS_KEPT)
+    return _EpochCheckpoint(str(folder.checkpoints), config=config)
+
+
+def _state(job: _Job, step: TrainStep, position: Position) -> SavedRun:
+    """Return what it takes to go on from `position`."""
+    tensors = {name: parameter.asnumpy() for name, parameter in step.state().items()}
+    return SavedRun(job.origin, position, job.baselines, _peak_megabytes(job), tensors)
+
+
+def _peak_megabytes(job: _Job) -> float:
+    """Return the largest size of this process and of those of the run's earlier parts."""
+    return max(peak_megabytes(), job.saved.peak_memory_mb if job.saved else 0.0)
+
+
+def _metrics(
+    job: _Job, counts: ParameterCount, optimizer: nn.Optimizer, journal: Journal, predicted: np.ndarray
+) -> dict[str, Any]:
+    """Return what `metrics.json` holds."""
+    return {
+        "method": job.settings.method,
+        "seed": job.settings.seed,
+        "epochs": job.settings.epochs,
         "trainable_params": counts.trainable,
         "total_params": counts.total,
         "trainable_ratio": counts.ratio,
-        "accuracy": float(np.mean(predicted == data.test.labels)),
+        "accuracy": float(np.mean(predicted == job.data.test.labels)),
         "valid_accuracy": journal.last_accuracy,
-        **baselines,
-        "static_memory_mb": parameter_megabytes([*network.get_parameters(), *optimizer.get_parameters()]),
-        "peak_memory_mb": peak_megabytes(),
+        **job.baselines,
+        "static_memory_mb": parameter_megabytes([*job.network.get_parameters(), *optimizer.get_parameters()]),
+        "peak_memory_mb": _peak_megabytes(job),
         **journal.timings(),
-        "padding_share": encoded.train.padding_share,
+        "padding_share": job.encoded.train.padding_share,
     }
-    folder.write_metrics(metrics)
-    return Outcome(True, folder, checkpoint, metrics, data, predicted)
 
 
 def _accuracy(network: nn.Cell, batches: Batches, split: Split) -> float:

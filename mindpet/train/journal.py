@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+from mindpet.train.loop import Position
 from mindpet.train.progress import TrainingProgress
 from mindpet.train.record import StepRecord
 from mindpet.train.run_folder import RunFolder
@@ -19,19 +21,30 @@ class Journal:
         folder: Its log receives a line a step and a line an epoch.
         progress: What the person at the screen sees.
         measure: Returns the accuracy on the validation split.
+        save_state: Saves what a resume needs besides the log.
+        earlier: The entries of the log so far, when a run is resumed.
 
     Attributes:
         losses: The loss of each step.
         accuracies: The validation accuracy after each epoch, by the number of steps done.
     """
 
-    def __init__(self, folder: RunFolder, progress: TrainingProgress, measure: Callable[[], float]) -> None:
-        self.losses: list[float] = []
-        self.accuracies: dict[int, float] = {}
-        self._records: list[StepRecord] = []
+    def __init__(
+        self,
+        folder: RunFolder,
+        progress: TrainingProgress,
+        measure: Callable[[], float],
+        save_state: Callable[[Position], None],
+        earlier: Iterable[Mapping[str, Any]] = (),
+    ) -> None:
+        earlier = list(earlier)
+        self._records = [StepRecord(**entry) for entry in earlier if "loss" in entry]
+        self.losses = [record.loss for record in self._records]
+        self.accuracies = {entry["step"]: entry["valid_accuracy"] for entry in earlier if "loss" not in entry}
         self._folder = folder
         self._progress = progress
         self._measure = measure
+        self._save_state = save_state
 
     @property
     def last_accuracy(self) -> float:
@@ -55,6 +68,11 @@ class Journal:
         self.accuracies[len(self.losses)] = accuracy
         self._folder.log({"epoch": epoch, "step": len(self.losses), "valid_accuracy": accuracy})
         self._progress.after_epoch(epoch, accuracy)
+
+    def save(self, position: Position) -> None:
+        """Save the run as it is at `position`: first the log's lines up to there, then the state."""
+        self._folder.sync_log()
+        self._save_state(position)
 
     def timings(self) -> dict[str, float]:
         """Return the time of a usual step, of all steps, and what compiling added to the steps that compiled."""

@@ -1,4 +1,7 @@
-"""The folder that a run writes: settings, labels, a log of the steps, a plot, checkpoints and the closing metrics."""
+"""The folder that a run writes: settings, labels, a log, a plot, checkpoints, a state to resume from, and metrics.
+
+`settings.yaml` is written first and never removed, so that at any moment the folder is known to be a run's.
+"""
 
 from __future__ import annotations
 
@@ -6,41 +9,52 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mindpet.storage.atomic import write_json, write_text
+from mindpet.graph import newest_whole
+from mindpet.graph.checkpoint_names import checksum_path, find_checkpoints
+from mindpet.storage.atomic import make_folder, remove_file, write_json, write_text
+from mindpet.storage.reader import read_text
+from mindpet.train.record import StepRecord
 from mindpet.utils.exceptions import InputError
 
-__all__ = ["RunFolder"]
+__all__ = ["CHECKPOINTS_KEPT", "RunFolder"]
 
-_SETTINGS = "settings.yaml"
+CHECKPOINTS_KEPT = 2
+
+_PREFIX = "DELTA_CKP"  # of the checkpoints, as TrainableParamsCheckPoint names them
+_LOGGED = ({field.name for field in fields(StepRecord)}, {"epoch", "step", "valid_accuracy"})
+_UNFINISHED = ".*.tmp"  # what a killed process leaves of a file that it was writing
 
 
 class RunFolder:
-    """A run folder at `path`; nothing is created or removed before `create` is called.
+    """A run folder at `path`; nothing is created, changed or removed by making this object.
 
     Args:
         path: Where the folder is to stand.
         overwrite: Whether an earlier run there may be replaced.
+        resume: Whether an earlier run there may be continued.
 
     Raises:
-        InputError: The folder exists and `overwrite` is off, is no run folder, or cannot be written.
+        InputError: The folder exists and neither is on, is no run folder, or cannot be written; both are on; or what is
+            to be resumed is finished and its state removed.
     """
 
-    def __init__(self, path: Path, overwrite: bool) -> None:
+    def __init__(self, path: Path, overwrite: bool, resume: bool = False) -> None:
         self.path = Path(os.path.realpath(path))
+        self.settings = self.path / "settings.yaml"
         self.checkpoints = self.path / "checkpoints"
+        self.state = self.path / "resume.safetensors"
         self.plot = self.path / "loss.png"
         self.metrics = self.path / "metrics.json"
         self._log = self.path / "log.jsonl"
-        if self._holds_something():
-            if not overwrite:
-                raise InputError(f"{path}: the run folder exists; choose another with --out or pass --overwrite")
-            if not (self.path / _SETTINGS).is_file():
-                raise InputError(f"{path}: not replaced, as it is no earlier run (it has no {_SETTINGS})")
+        if overwrite and resume:
+            raise InputError("overwrite and resume: both were given; resume goes on with the run, overwrite removes it")
+        self._check_earlier(path, overwrite, resume)
         self._check_writable(path)
 
     def create(self, settings: Mapping[str, Any], label_names: Sequence[str]) -> None:
@@ -50,13 +64,46 @@ class RunFolder:
             InputError: It cannot be made.
         """
         try:
-            if self._holds_something():
-                shutil.rmtree(self.path)
-            self.checkpoints.mkdir(parents=True)
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be made ({error.strerror}); choose another with --out") from error
+            make_folder(self.path)
+            self._clear()
+        except (OSError, InputError) as error:
+            raise InputError(f"{self.path}: cannot be made ({error}); choose another with --out") from error
+        self._write_settings(settings)
         write_json(self.path / "labels.json", list(label_names))
-        write_text(self.path / _SETTINGS, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+        make_folder(self.checkpoints)
+
+    def reopen(self, settings: Mapping[str, Any], log_lines: int) -> list[dict[str, Any]]:
+        """Make the folder what it was when a state was saved, and return the entries of the log up to there.
+
+        Of the checkpoints, only the newest ones stay; a run that goes on numbers its own anew.
+
+        Args:
+            settings: The resolved settings; the places of model and data may be new ones.
+            log_lines: How long the log was.
+
+        Raises:
+            InputError: The log is shorter, or does not hold what a run writes.
+        """
+        lines = read_text(self._log).splitlines()[:log_lines]
+        if len(lines) < log_lines:
+            raise InputError(
+                f"{self._log}: {len(lines)} lines, but {self.state.name} was saved after {log_lines}; restore the log, "
+                "or start again with --overwrite"
+            )
+        entries = [self._parse(line, number) for number, line in enumerate(lines, start=1)]
+        for leftover in self.path.glob(_UNFINISHED):
+            remove_file(leftover)
+        self._write_settings(settings)
+        write_text(self._log, "".join(f"{line}\n" for line in lines))
+        for checkpoint in find_checkpoints(self.checkpoints, _PREFIX)[:-CHECKPOINTS_KEPT]:
+            remove_file(checkpoint)
+            remove_file(checksum_path(checkpoint))
+        return entries
+
+    def newest_checkpoint(self) -> str | None:
+        """Return the path of the newest whole checkpoint, or None when there is none."""
+        newest = newest_whole(self.checkpoints, _PREFIX)
+        return None if newest is None else str(newest)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to `log.jsonl`."""
@@ -82,9 +129,55 @@ class RunFolder:
         right.set(ylabel="validation accuracy", ylim=(0, 1))
         figure.savefig(self.plot, dpi=120)
 
-    def _holds_something(self) -> bool:
-        """Tell whether something other than an empty folder stands at the path."""
-        return self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir()))
+    def sync_log(self) -> None:
+        """Wait until the log's lines are on the disk."""
+        with self._log.open("a", encoding="utf-8") as lines:
+            os.fsync(lines.fileno())
+
+    def _check_earlier(self, given: Path, overwrite: bool, resume: bool) -> None:
+        """Refuse a folder that holds something which is neither to be replaced nor to be continued."""
+        if not self.path.exists() or (self.path.is_dir() and not self._entries()):
+            return
+        is_run, is_finished = self.settings.is_file(), self.metrics.is_file()
+        if not overwrite and not resume:
+            hint = ", go on with the run there by --resume," if is_run and not is_finished else ""
+            raise InputError(f"{given}: the run folder exists; choose another with --out{hint} or pass --overwrite")
+        if not is_run:
+            what = "not resumed" if resume else "not replaced"
+            raise InputError(f"{given}: {what}, as it is no earlier run (it has no {self.settings.name})")
+        if resume and is_finished and not self.state.is_file():
+            raise InputError(
+                f"{given}: the run is finished and its {self.state.name} was removed; its figures are in "
+                f"{self.metrics.name}, and --overwrite starts it again"
+            )
+
+    def _entries(self) -> list[Path]:
+        """Return what lies in the folder, but for what a killed process has left of the first file."""
+        return [entry for entry in self.path.iterdir() if not entry.match(_UNFINISHED)]
+
+    def _clear(self) -> None:
+        """Remove everything but the settings; the state first, as it is worthless without the rest."""
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry != self.state):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry != self.settings:
+                entry.unlink()
+
+    def _write_settings(self, settings: Mapping[str, Any]) -> None:
+        write_text(self.settings, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+
+    def _parse(self, line: str, number: int) -> dict[str, Any]:
+        """Return the entry in a line of the log."""
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if not isinstance(entry, dict) or entry.keys() not in _LOGGED:
+            raise InputError(
+                f"{self._log}, line {number}: neither a step nor an epoch; restore the log, or start again with "
+                "--overwrite"
+            )
+        return entry
 
     def _check_writable(self, given: Path) -> None:
         """Refuse a path at which no folder can be made."""

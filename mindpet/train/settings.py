@@ -12,7 +12,10 @@ from mindpet.storage.reader import read_yaml
 from mindpet.utils.exceptions import InputError
 from mindpet.utils.nearest import nearest_names
 
-__all__ = ["FinetuneSettings", "load_settings"]
+__all__ = ["FinetuneSettings", "load_settings", "settings_of_the_run"]
+
+_PLACES = {"model", "data", "out"}  # where things lie: they may have moved when a run is resumed
+_ORDERS = {"overwrite", "resume"}  # what is to become of an earlier run: no part of the run itself
 
 
 class FinetuneSettings(BaseModel):
@@ -26,6 +29,10 @@ class FinetuneSettings(BaseModel):
     )
     out: Path = Field(Path("runs/finetune"), description="Run folder that is written.")
     overwrite: bool = Field(False, description="Replace the run folder if it exists.")
+    resume: bool = Field(False, description="Go on with the run in the run folder where it was saved last.")
+    save_steps: int | None = Field(
+        None, gt=0, description="Steps after which a state to resume from is saved, besides each epoch's end."
+    )
     method: Literal["lora", "bitfit", "full"] = Field("lora", description="What is trained besides the new head.")
     r: int = Field(8, gt=0, description="Rank of LoRA.")
     lora_alpha: float = Field(16, gt=0, description="LoRA's branch is scaled by lora_alpha / r.")
@@ -40,10 +47,18 @@ class FinetuneSettings(BaseModel):
     head_learning_rate: float = Field(5e-3, gt=0, description="Peak learning rate of the head.")
     weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamWeightDecay.")
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the learning rate rises.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the split, the initial values and the order.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the split, the initial values, the order and dropout.")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Dtype of the products.")
     device: Literal["CPU", "Ascend"] = Field("CPU", description="Where the run takes place.")
     baselines: bool = Field(True, description="Compare with TF-IDF and with the frozen encoder.")
+
+    def of_the_run(self) -> dict[str, Any]:
+        """Return what `settings.yaml` holds: all settings but `overwrite` and `resume`, as plain values."""
+        return self.model_dump(mode="json", exclude=_ORDERS)
+
+    def that_decide(self) -> dict[str, Any]:
+        """Return the settings, as plain values, that must stay the same for the run to stay the same."""
+        return self.model_dump(mode="json", exclude=_ORDERS | _PLACES)
 
 
 def load_settings(config: Path | None, flags: Mapping[str, Any]) -> FinetuneSettings:
@@ -68,6 +83,29 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> FinetuneSett
         field = str(detail["loc"][0])
         place = f"{config}: " if config is not None and field in from_file and field not in flags else ""
         raise InputError(f"{place}{_explain(field, detail)}") from error
+
+
+def settings_of_the_run(given: FinetuneSettings, file: Path) -> FinetuneSettings:
+    """Return the settings to resume a run with: those that it was started with.
+
+    Args:
+        given: What the person has set now may agree with the run's settings. `model`, `data` and `out` may differ, as
+            things may have moved; whether they are still the same things is checked elsewhere.
+        file: The run's `settings.yaml`.
+
+    Raises:
+        InputError: The file cannot be read or used, or a setting that was given differs from it.
+    """
+    stored = load_settings(file, {})
+    for name in sorted(given.model_fields_set - _PLACES - _ORDERS):
+        now, then = getattr(given, name), getattr(stored, name)
+        if now != then:
+            raise InputError(
+                f"{name}: {now!r} was given, but the run in {file.parent} has {then!r}; leave the setting out to go on "
+                "with this run, or start another one with --out"
+            )
+    kept = {name: getattr(given, name) for name in (given.model_fields_set & _PLACES) | {"out"} | _ORDERS}
+    return stored.model_copy(update=kept)
 
 
 def _explain(field: str, detail: Mapping[str, Any]) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mindspore import Tensor, amp, nn, ops
+import mindspore
+from mindspore import Parameter, Tensor, amp, nn, ops
+from mindspore import dtype as mstype
 
 from mindpet import kernels
 from mindpet.data.batches import Batch
+from mindpet.utils.dropout import Dropout
 
 __all__ = ["StepOutcome", "TrainStep"]
 
@@ -63,20 +66,55 @@ class TrainStep:
     The step is MindSpore's `nn.TrainOneStepCell`, which runs the graph before it returns. With `scale_loss` the loss is
     multiplied by a dynamic scale, as float16 gradients need: 2^16 at first, doubled after 1,000 good ones; a step whose
     gradients overflow is skipped and halves it.
+
+    On a stand-alone CPU the masks of the network's `Dropout` cells follow from the seed and the number of the step, so
+    that the same steps can be taken again.
+
+    Args:
+        network: Gives logits (batch, classes) for input_ids, attention_mask and token_type_ids.
+        optimizer: Over the network's trainable parameters.
+        scale_loss: Whether to scale the loss.
+        seed: Of the dropout masks.
     """
 
-    def __init__(self, network: nn.Cell, optimizer: nn.Optimizer, scale_loss: bool) -> None:
+    def __init__(self, network: nn.Cell, optimizer: nn.Optimizer, scale_loss: bool, seed: int = 0) -> None:
         loss = _ClassificationLoss(network)
         self.cell = _ScaledTrainStep(loss, optimizer) if scale_loss else nn.TrainOneStepCell(loss, optimizer)
         self.cell.set_train()
         self._scales_loss = scale_loss
+        self._network = network
+        self._optimizer = optimizer
+        self._count = Parameter(Tensor(0, mstype.int32), name="step", requires_grad=False)
+        if mindspore.get_context("device_target") == "CPU" and _stands_alone():
+            dropouts = [cell for _, cell in network.cells_and_names() if isinstance(cell, Dropout)]
+            for layer, dropout in enumerate(dropouts):
+                dropout.use_mask(self._count, seed, layer)
 
     def __call__(self, batch: Batch) -> StepOutcome:
         """Take one step on `batch`."""
         outputs = self.cell(
             Tensor(batch.input_ids), Tensor(batch.attention_mask), Tensor(batch.token_type_ids), Tensor(batch.labels)
         )
-        if not self._scales_loss:
-            return StepOutcome(float(outputs.asnumpy()), skipped=False, loss_scale=1.0)
-        loss, overflow, scale = outputs
-        return StepOutcome(float(loss.asnumpy()), bool(overflow.asnumpy()), float(scale.asnumpy()))
+        if self._scales_loss:
+            loss, overflow, scale = (output.asnumpy() for output in outputs)
+            outcome = StepOutcome(float(loss), bool(overflow), float(scale))
+        else:
+            outcome = StepOutcome(float(outputs.asnumpy()), skipped=False, loss_scale=1.0)
+        self._count.set_data(Tensor(int(self._count.asnumpy()) + 1, mstype.int32))
+        return outcome
+
+    def state(self) -> dict[str, Parameter]:
+        """Return everything that a step changes, by name.
+
+        That is the trained parameters, the optimizer's moments, count and learning rates, the number of the step, and
+        the loss scale with the number of good steps since it last changed.
+        """
+        parameters = [*self._network.trainable_params(), *self._optimizer.get_parameters(), self._count]
+        state = {parameter.name: parameter for parameter in parameters}
+        if self._scales_loss:
+            state |= {"loss_scale": self.cell.scaler.scale_value, "loss_scale_counter": self.cell.scaler.counter}
+        return state
+
+
+def _stands_alone() -> bool:
+    return mindspore.get_auto_parallel_context("parallel_mode") == "stand_alone"

@@ -64,8 +64,9 @@ def test_a_run_learns_and_leaves_a_whole_run_folder(monkeypatch, tmp_path, capsy
     assert "compiling the graph" in printed.err
 
 
-def test_the_same_seed_gives_the_same_losses_bit_for_bit(monkeypatch, tmp_path, task):
+def test_the_same_seed_gives_the_same_losses_bit_for_bit_with_dropout_too(monkeypatch, tmp_path, task):
     losses = []
+    task = [*task, "--lora-dropout", 0.1, "--dropout", 0.1]
     for number, seed in enumerate((3, 3, 4)):
         out = tmp_path / f"run{number}"
         assert _run(monkeypatch, [*task, "--out", out, "--seed", seed, "--no-baselines"]) == 0
@@ -91,7 +92,9 @@ def test_a_run_folder_is_kept_unless_overwrite_is_given(monkeypatch, tmp_path, c
     assert _run(monkeypatch, arguments) == 0
     before = (out / "metrics.json").read_text()
     assert _run(monkeypatch, arguments) == 2
-    assert "--overwrite" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--overwrite" in said
+    assert "--resume" not in said, "a finished run has nothing to go on with"
     assert (out / "metrics.json").read_text() == before
     assert _run(monkeypatch, [*arguments, "--overwrite", "--seed", 1]) == 0
     assert json.loads((out / "metrics.json").read_text())["seed"] == 1
@@ -188,7 +191,8 @@ def test_ctrl_c_ends_after_the_step_and_keeps_a_checkpoint(tmp_path, task):
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 1, said
-    assert "ended early; last checkpoint: " in said
+    assert re.search("ended early; last checkpoint: .*--resume goes on", said)
+    assert (out / "resume.safetensors").exists()
     assert "Traceback" not in said
     assert list((out / "checkpoints").glob("*.ckpt"))
     assert not (out / "metrics.json").exists()

@@ -10,7 +10,7 @@ from mindspore.train import Callback
 
 from mindpet.data.batches import Batches
 from mindpet.train.interrupt import catch_stop_signals
-from mindpet.train.loop import train
+from mindpet.train.loop import Position, train
 from mindpet.train.step import StepOutcome, TrainStep
 from mindpet.utils.exceptions import DivergedError
 
@@ -39,6 +39,9 @@ class _Recorder(Callback):
     def after_epoch(self, epoch):
         self.events.append(f"epoch {epoch}")
 
+    def save(self, position):
+        self.events.append(f"state {position.epoch}:{position.step}")
+
     def step_end(self, run_context):
         args = run_context.original_args()
         self.events.append(f"saved {args.cur_epoch_num}:{args.cur_step_num} of {args.batch_num}")
@@ -66,9 +69,21 @@ class _FakeStep:
         return StepOutcome(next(self._losses), **self._outcome)
 
 
-def _train(step, recorder):
+class _RememberingStep(_FakeStep):
+    """Notes which texts it has seen."""
+
+    def __init__(self, seen):
+        super().__init__()
+        self._seen = seen
+
+    def __call__(self, batch):
+        self._seen.append(batch.indices.tolist())
+        return super().__call__(batch)
+
+
+def _train(step, recorder, **more):
     rates = [0.1] * (EPOCHS * _batches().steps_per_epoch)
-    return train(step, _batches(), epochs=EPOCHS, learning_rates=rates, callbacks=[recorder], observer=recorder)
+    return train(step, _batches(), epochs=EPOCHS, learning_rates=rates, callbacks=[recorder], observer=recorder, **more)
 
 
 def test_the_loop_tells_of_each_step_and_epoch_in_order():
@@ -76,8 +91,8 @@ def test_the_loop_tells_of_each_step_and_epoch_in_order():
     assert _train(_FakeStep(), recorder)
     assert recorder.events == [
         "compile (4, 3)",
-        *["step 1", "saved 1:1 of 3", "step 2", "saved 1:2 of 3", "step 3", "saved 1:3 of 3", "epoch 1"],
-        *["step 4", "saved 2:4 of 3", "step 5", "saved 2:5 of 3", "step 6", "saved 2:6 of 3", "epoch 2"],
+        *["step 1", "saved 1:1 of 3", "step 2", "saved 1:2 of 3", "step 3", "saved 1:3 of 3", "epoch 1", "state 2:0"],
+        *["step 4", "saved 2:4 of 3", "step 5", "saved 2:5 of 3", "step 6", "saved 2:6 of 3", "epoch 2", "state 3:0"],
         "end",
     ]
     assert [record.compiled for record in recorder.records] == [True, *[False] * 5]
@@ -93,7 +108,34 @@ def test_a_signal_ends_the_run_after_the_step_at_hand(number):
             os.kill(os.getpid(), number)
 
     assert not _train(_FakeStep(during=interrupt), recorder)
-    assert recorder.events[-3:] == ["step 2", "saved 1:2 of 3", "end"]
+    assert recorder.events[-4:] == ["step 2", "saved 1:2 of 3", "state 1:2", "end"]
+
+
+def test_a_state_is_saved_every_so_many_steps_and_after_each_epoch():
+    recorder = _Recorder()
+    assert _train(_FakeStep(), recorder, save_steps=2)
+    states = [event for event in recorder.events if event.startswith(("state", "epoch"))]
+    assert states == ["state 1:2", "epoch 1", "state 2:0", "state 2:1", "epoch 2", "state 3:0"]
+
+
+@pytest.mark.parametrize("done", range(2 * 3 + 1))
+def test_the_loop_goes_on_from_any_position(done):
+    whole, rest = _Recorder(), _Recorder()
+    seen, seen_again = [], []
+    _train(_RememberingStep(seen), whole)
+    assert _train(_RememberingStep(seen_again), rest, start=Position(done // 3 + 1, done % 3))
+    assert seen_again == seen[done:]
+    assert [record.step for record in rest.records] == list(range(done + 1, 7))
+    steps = [event for event in whole.events if not event.startswith("compile")]
+    assert [event for event in rest.events if not event.startswith("compile")] == (
+        steps[steps.index(f"step {done + 1}") :] if done < 6 else []
+    )
+
+
+def test_an_evaluation_that_is_still_to_come_is_made_up_for():
+    recorder = _Recorder()
+    assert _train(_FakeStep(), recorder, start=Position(2, 3))
+    assert recorder.events == ["epoch 2", "state 3:0", "end"]
 
 
 def test_the_second_signal_acts_as_ever():
@@ -107,7 +149,7 @@ def test_a_callback_may_ask_for_an_end():
     recorder = _Recorder()
     recorder.on_train_step_end = lambda context: context.request_stop()
     assert not _train(_FakeStep(), recorder)
-    assert recorder.events == ["compile (4, 3)", "step 1", "end"]
+    assert recorder.events == ["compile (4, 3)", "step 1", "state 1:1", "end"]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +166,13 @@ def test_divergence_stops_the_run_before_anything_is_saved(step, said):
     with pytest.raises(DivergedError, match=said):
         _train(step, recorder)
     assert f"saved 1:{step.count} of 3" not in recorder.events
+
+
+def test_no_state_is_saved_with_a_parameter_that_is_not_finite():
+    recorder = _Recorder()
+    with pytest.raises(DivergedError, match="step 1: lora_a is not finite"):
+        _train(_FakeStep(value=np.nan), recorder, save_steps=1)
+    assert not any(event.startswith("state") for event in recorder.events)
 
 
 def test_a_skipped_step_is_no_divergence_while_the_scale_can_fall():

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mindpet.train import run_folder
 from mindpet.train.run_folder import RunFolder
 from mindpet.utils.exceptions import InputError
 
@@ -30,6 +31,9 @@ def test_a_run_folder_holds_settings_log_metrics_and_plot(tmp_path):
 def test_an_earlier_run_is_kept_unless_it_may_be_replaced(tmp_path):
     path = tmp_path / "a"
     _earlier_run(path)
+    with pytest.raises(InputError, match=r"exists; choose another with --out, go on .*--resume, or pass --overwrite"):
+        RunFolder(path, overwrite=False)
+    (path / "metrics.json").write_text("{}")
     with pytest.raises(InputError, match="exists; choose another with --out or pass --overwrite"):
         RunFolder(path, overwrite=False)
     RunFolder(path, overwrite=True)
@@ -43,6 +47,23 @@ def test_a_folder_that_is_no_run_is_never_replaced(tmp_path):
     with pytest.raises(InputError, match="not replaced"):
         RunFolder(tmp_path, overwrite=True)
     assert (tmp_path / "precious.txt").read_text() == "data"
+
+
+def test_a_folder_is_known_as_a_run_while_it_is_replaced(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    _earlier_run(path)
+    (path / "checkpoints" / "old.ckpt").write_text("")
+    (path / "resume.safetensors").write_text("")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_folder, "write_text", stop)
+    with pytest.raises(KeyboardInterrupt):
+        RunFolder(path, overwrite=True).create({"seed": 2}, [])
+    assert [entry.name for entry in path.iterdir()] == ["settings.yaml"]
+    RunFolder(path, overwrite=True)
+    RunFolder(path, overwrite=False, resume=True)
 
 
 def test_a_path_under_a_file_is_refused(tmp_path):
