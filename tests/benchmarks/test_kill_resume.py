@@ -1,0 +1,43 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tiny import write_bert
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kill_resume.py"
+KILLS = 20
+
+
+def _write_texts(file):
+    """Write 320 labelled texts, short ones and long ones, so that batches have two widths."""
+    generator = np.random.default_rng(0)
+    lines = []
+    for number in range(320):
+        label, words = (("up", ("good", "fine")), ("down", ("bad", "poor")))[number % 2]
+        fillers = generator.choice(["day", "film", "the", "a", "very"], size=2 if number % 4 < 2 else 11)
+        lines.append(json.dumps({"text": f"{generator.choice(words)} {' '.join(fillers)}", "label": label}))
+    file.write_text("\n".join(lines))
+    return file
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_twenty_times_ends_as_one_that_is_not(tmp_path):
+    model, data = write_bert(tmp_path / "model"), _write_texts(tmp_path / "texts.jsonl")
+    flags = ["--model", str(model), "--data", str(data), "--batch-size", "8", "--epochs", "14", "--save-steps", "4"]
+    command = [sys.executable, SCRIPT, "--kills", str(KILLS), "--seed", "1", "--", *flags, "--no-baselines"]
+    processes = [
+        subprocess.Popen([*command, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for more in ([], ["--lora-dropout", "0.1", "--dropout", "0.1"])
+    ]
+    for process in processes:
+        printed, said = process.communicate()
+        assert process.returncode == 0, said
+        moments = list(map(int, re.search(rf"{KILLS} kills, after steps (.*)", printed)[1].split(",")))
+        assert len(set(moments)) > KILLS / 2
+        assert max(moments) > 300, "the last kills come late in the 14 epochs"
+        assert len(set(re.findall(r"compiling the graph \((.*) tokens\)", said))) == 2, "there are two widths"
