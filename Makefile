@@ -9,7 +9,7 @@ demo: $(VENV)/.package
 	$(BIN)/mindpet demo --overwrite
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/.dev $(VENV)/.reference
 	$(BIN)/python -m pytest -m slow

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401, gives NumPy the dtype that safetensors asks it for
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -82,7 +82,13 @@ def _refuse_repeated_names(path: Path) -> None:
 
 
 def _without_bfloat16(values: np.ndarray) -> np.ndarray:
-    return values.astype(np.float32) if values.dtype == ml_dtypes.bfloat16 else values
+    """Return bfloat16 values as float32, of which they are the upper halves; others as they are.
+
+    The dtype is known by its name: ml_dtypes and MindSpore each bring NumPy one.
+    """
+    if values.dtype.name != "bfloat16":
+        return values
+    return (values.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -45,6 +45,13 @@ def test_every_bfloat16_value_becomes_the_same_float32(tmp_path):
     np.testing.assert_array_equal(found.reshape(-1).view(np.uint32), bits.astype(np.uint32) << 16)
 
 
+def test_bfloat16_is_known_beside_the_dtype_that_mindspore_brings(tmp_path):
+    import mindspore
+
+    assert mindspore.Tensor([1.5], mindspore.bfloat16).asnumpy().dtype.name == "bfloat16"
+    test_every_bfloat16_value_becomes_the_same_float32(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("header", "values", "message"),
     [
