@@ -24,6 +24,7 @@ from mindpet.train.run_folder import RunFolder
 from mindpet.train.settings import FinetuneSettings
 from mindpet.tuning.attach import get_peft_model
 from mindpet.tuning.config import LoraConfig
+from mindpet.utils.environment import choose_device
 from mindpet.utils.exceptions import InputError
 
 __all__ = ["Job", "is_head", "prepare"]
@@ -127,17 +128,8 @@ def _choose_device(settings: FinetuneSettings) -> None:
         raise InputError(
             "dtype: MindSpore has no bfloat16 matrix product on a CPU; choose float32 or float16, or --device Ascend"
         )
-    try:
-        if mindspore.get_context("device_target") != settings.device:
-            mindspore.set_device(settings.device)
-        mindspore.set_context(mode=mindspore.GRAPH_MODE)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"device: {settings.device} cannot be used here ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line that says something; MindSpore's messages go on for pages."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    choose_device(settings.device)
+    mindspore.set_context(mode=mindspore.GRAPH_MODE)
 
 
 def _encode(
