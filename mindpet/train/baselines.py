@@ -16,12 +16,15 @@ _INVERSE_REGULARISATIONS = (0.01, 0.1, 1.0, 10.0, 100.0)
 def tfidf_accuracy(data: ClassificationData) -> float:
     """Return the test accuracy of a logistic regression on TF-IDF of words.
 
-    Texts without spaces, such as Chinese, are read as single characters and pairs of them instead.
+    Where most texts do not fall into words of two letters or more, as Chinese, single characters and pairs of them are
+    counted instead.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    spaced = np.mean([" " in text for text in data.train.texts]) > 0.5
-    vectorizer = TfidfVectorizer() if spaced else TfidfVectorizer(analyzer="char", ngram_range=(1, 2))
+    words, characters = TfidfVectorizer(), TfidfVectorizer(analyzer="char", ngram_range=(1, 2))
+    split_words = words.build_analyzer()
+    worded = np.mean([len(split_words(text)) > 1 for text in data.train.texts]) > 0.5
+    vectorizer = words if worded else characters
     train = vectorizer.fit_transform(data.train.texts)
     return _regression_accuracy(
         data, train, vectorizer.transform(data.valid.texts), vectorizer.transform(data.test.texts)

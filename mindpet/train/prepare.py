@@ -142,6 +142,10 @@ def _encode(
             f"{network.config.vocab_size}; take tokenizer and model from the same folder"
         )
     longest = min(settings.max_length, network.config.max_position_embeddings)
+    if longest < 3:
+        raise InputError(
+            f"{settings.model}: the network takes {longest} tokens, and [CLS], a token and [SEP] are 3; take another"
+        )
     splits = (data.train, data.valid, data.test)
     encoded = [tokenizer.encode(split.texts, longest) for split in splits]
     widths = length_buckets([len(ids) for split in encoded for ids in split], longest, settings.batch_size)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import yaml
 
 from mindpet.graph import newest_whole
 from mindpet.graph.checkpoint_names import checksum_path, find_checkpoints
-from mindpet.storage.atomic import make_folder, remove_file, write_json, write_text
+from mindpet.storage.atomic import make_folder, remove_file, write_bytes, write_json, write_text
 from mindpet.storage.reader import read_text
 from mindpet.train.record import StepRecord
 from mindpet.utils.exceptions import InputError
@@ -29,6 +30,15 @@ CHECKPOINTS_KEPT = 2
 _PREFIX = "DELTA_CKP"  # of the checkpoints, as TrainableParamsCheckPoint names them
 _LOGGED = ({field.name for field in fields(StepRecord)}, {"epoch", "step", "valid_accuracy"})
 _UNFINISHED = ".*.tmp"  # what a killed process leaves of a file that it was writing
+_WRITTEN = {
+    "settings.yaml",
+    "labels.json",
+    "log.jsonl",
+    "loss.png",
+    "metrics.json",
+    "resume.safetensors",
+    "checkpoints",
+}
 
 
 class RunFolder:
@@ -54,8 +64,11 @@ class RunFolder:
         self._log = self.path / "log.jsonl"
         if overwrite and resume:
             raise InputError("overwrite and resume: both were given; resume goes on with the run, overwrite removes it")
-        self._check_earlier(path, overwrite, resume)
-        self._check_writable(path)
+        try:
+            self._check_earlier(path, overwrite, resume)
+            self._check_writable(path)
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror or error}; choose another with --out") from error
 
     def create(self, settings: Mapping[str, Any], label_names: Sequence[str]) -> None:
         """Make the folder, in place of an earlier run's, and write the resolved `settings` and the labels in order.
@@ -106,16 +119,27 @@ class RunFolder:
         return None if newest is None else str(newest)
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append one line to `log.jsonl`."""
-        with self._log.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(record) + "\n")
+        """Append one line to `log.jsonl`.
+
+        Raises:
+            InputError: It cannot be written.
+        """
+        try:
+            with self._log.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise InputError(f"{self._log} cannot be written ({error.strerror or error}); free space first") from error
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write `metrics.json`."""
         write_json(self.metrics, dict(metrics))
 
     def draw_losses(self, losses: Sequence[float], accuracies: Mapping[int, float]) -> None:
-        """Draw the loss of each step and the validation accuracy, by the step after which it was taken."""
+        """Draw the loss of each step and the validation accuracy, by the step after which it was taken.
+
+        Raises:
+            InputError: The plot cannot be written.
+        """
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -127,7 +151,9 @@ class RunFolder:
         right = left.twinx()
         right.plot(list(accuracies), list(accuracies.values()), color="tab:orange", marker="o")
         right.set(ylabel="validation accuracy", ylim=(0, 1))
-        figure.savefig(self.plot, dpi=120)
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=120, format="png")
+        write_bytes(self.plot, picture.getvalue())
 
     def sync_log(self) -> None:
         """Wait until the log's lines are on the disk."""
@@ -145,6 +171,12 @@ class RunFolder:
         if not is_run:
             what = "not resumed" if resume else "not replaced"
             raise InputError(f"{given}: {what}, as it is no earlier run (it has no {self.settings.name})")
+        foreign = sorted(entry.name for entry in self._entries() if entry.name not in _WRITTEN)
+        if overwrite and foreign:
+            raise InputError(
+                f"{given}: not replaced, as it holds {foreign[0]!r}, which no run writes; move that away, or choose "
+                "another with --out"
+            )
         if resume and is_finished and not self.state.is_file():
             raise InputError(
                 f"{given}: the run is finished and its {self.state.name} was removed; its figures are in "
@@ -156,7 +188,7 @@ class RunFolder:
         return [entry for entry in self.path.iterdir() if not entry.match(_UNFINISHED)]
 
     def _clear(self) -> None:
-        """Remove everything but the settings; the state first, as it is worthless without the rest."""
+        """Remove what a run writes but for the settings; the state first, as it is worthless without the rest."""
         for entry in sorted(self.path.iterdir(), key=lambda entry: entry != self.state):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)

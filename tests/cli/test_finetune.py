@@ -143,6 +143,8 @@ def _break(tmp_path, what):
         (model / "vocab.txt").unlink()
     elif what == "vocabulary of another model":
         (model / "vocab.txt").write_text((model / "vocab.txt").read_text() + "more\n")
+    elif what == "two positions":
+        write_bert(model, CONFIG | {"max_position_embeddings": 2})
     elif what == "bfloat16":
         return ["--dtype", "bfloat16"]
     elif what == "no accelerator":
@@ -166,6 +168,7 @@ def _break(tmp_path, what):
         ("unknown target", "querry.*nearest: query"),
         ("no vocabulary", r"tokenizer\.json"),
         ("vocabulary of another model", "knows 15 tokens.*holds 14"),
+        ("two positions", "takes 2 tokens"),
         ("bfloat16", "no bfloat16 matrix product on a CPU"),
         ("no accelerator", "Ascend cannot be used here"),
     ],

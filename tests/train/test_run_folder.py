@@ -76,3 +76,25 @@ def test_a_place_where_nothing_can_be_made_is_refused():
     # /proc refuses new folders to everybody, root included.
     with pytest.raises(InputError, match="cannot be"):
         RunFolder(Path("/proc/mindpet-run"), overwrite=False).create({}, [])
+
+
+@pytest.mark.parametrize("foreign", ["thesis.txt", "src", "task.jsonl"])
+def test_a_run_folder_with_something_else_in_it_is_never_replaced(tmp_path, foreign):
+    folder = _earlier_run(tmp_path / "run")
+    (folder.path / foreign).write_text("data")
+    with pytest.raises(InputError, match=f"holds '{foreign}', which no run writes"):
+        RunFolder(folder.path, overwrite=True)
+    assert (folder.path / foreign).read_text() == "data"
+
+
+def test_a_name_that_no_file_system_takes_is_refused(tmp_path):
+    with pytest.raises(InputError, match="choose another with --out"):
+        RunFolder(tmp_path / ("a" * 300), overwrite=False)
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    folder = _earlier_run(tmp_path / "run")
+    (folder.path / "log.jsonl").unlink()
+    (folder.path / "log.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"log\.jsonl cannot be written"):
+        folder.log({"loss": 1.0})
