@@ -130,7 +130,7 @@ def test_the_readmes_mark_the_demo_output_for_replacement():
     for path in TWINS[0]:
         text = path.read_text(encoding="utf-8")
         assert text.count("<!-- demo output -->") == text.count("<!-- /demo output -->") == 1
-        assert "lora (this run)" in text.split("<!-- demo output -->")[1].split("<!-- /demo output -->")[0]
+        assert "BERT tuned with lora" in text.split("<!-- demo output -->")[1].split("<!-- /demo output -->")[0]
 
 
 def _shown(default):
