@@ -1,4 +1,4 @@
-"""The same numbers as the peers that compute the same: PEFT's LoRA, torch's losses and activations."""
+"""The same numbers as the peers: PEFT's LoRA, the adapters library's bottleneck, torch's losses and activations."""
 
 import mindspore
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 from mindspore import Tensor
 from mindspore import dtype as mstype
 
-from mindpet.delta import LoRADense, PrefixEncoder, RDropLoss
+from mindpet.delta import AdapterLayer, LoRADense, PrefixEncoder, RDropLoss
 from tests.delta.layers import Probed, Side, random_input, randomise, values_of
 
 pytestmark = pytest.mark.slow
@@ -50,6 +50,46 @@ def test_lora_equals_peft(mode, has_bias, rank, alpha):
     np.testing.assert_allclose(by_input.asnumpy(), given.grad.numpy(), rtol=1e-4, atol=1e-4)
     for weight, gradient in zip(weights, by_weight, strict=True):
         np.testing.assert_allclose(gradient.asnumpy(), pairs[weight.name.split(".")[-1]].grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("non_linearity", ["relu", "sigmoid", "fast_gelu"])
+def test_the_adapter_equals_the_adapters_library(mode, non_linearity):
+    import torch
+    from adapters import BnConfig
+    from adapters.methods.modeling import Adapter
+
+    config = BnConfig(
+        mh_adapter=False,
+        output_adapter=True,
+        reduction_factor=3,
+        non_linearity={"fast_gelu": "quick_gelu"}.get(non_linearity, non_linearity),  # x * sigmoid(1.702 x)
+        original_ln_before=False,
+        original_ln_after=False,
+    )
+    peer = Adapter("peer", input_size=12, down_sample=4, config=config)
+    layer = randomise(AdapterLayer(12, 4, non_linearity, compute_dtype=mstype.float32))
+    pairs = {
+        "down_sampler.weight": peer.adapter_down[0].weight,
+        "down_sampler.bias": peer.adapter_down[0].bias,
+        "up_sampler.weight": peer.adapter_up.weight,
+        "up_sampler.bias": peer.adapter_up.bias,
+    }
+    for parameter in layer.get_parameters():
+        peers_own = next(value for name, value in pairs.items() if parameter.name.endswith(name))
+        peers_own.data = torch.tensor(parameter.asnumpy())
+
+    x, probe = random_input((2, 3, 12)), random_input((2, 3, 12), seed=2)
+    given = torch.tensor(x, requires_grad=True)
+    output = peer(given, residual_input=given)[0]
+    (output * torch.tensor(probe)).sum().backward()
+    np.testing.assert_allclose(layer(Tensor(x)).asnumpy(), output.detach().numpy(), rtol=1e-5, atol=1e-5)
+
+    weights = list(layer.get_parameters())
+    by_input, by_weight = mindspore.grad(Probed(Side([layer]), [probe]), 0, weights)(Tensor(x))
+    np.testing.assert_allclose(by_input.asnumpy(), given.grad.numpy(), rtol=1e-4, atol=1e-4)
+    for weight, gradient in zip(weights, by_weight, strict=True):
+        expected = next(value.grad for name, value in pairs.items() if weight.name.endswith(name))
+        np.testing.assert_allclose(gradient.asnumpy(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("probabilities", [False, True], ids=["indices", "probabilities"])
