@@ -30,15 +30,6 @@ CHECKPOINTS_KEPT = 2
 _PREFIX = "DELTA_CKP"  # of the checkpoints, as TrainableParamsCheckPoint names them
 _LOGGED = ({field.name for field in fields(StepRecord)}, {"epoch", "step", "valid_accuracy"})
 _UNFINISHED = ".*.tmp"  # what a killed process leaves of a file that it was writing
-_WRITTEN = {
-    "settings.yaml",
-    "labels.json",
-    "log.jsonl",
-    "loss.png",
-    "metrics.json",
-    "resume.safetensors",
-    "checkpoints",
-}
 
 
 class RunFolder:
@@ -62,6 +53,9 @@ class RunFolder:
         self.plot = self.path / "loss.png"
         self.metrics = self.path / "metrics.json"
         self._log = self.path / "log.jsonl"
+        self._labels = self.path / "labels.json"
+        files = (self.settings, self.state, self.plot, self.metrics, self._log, self._labels)
+        self._written = {*files, self.checkpoints}
         if overwrite and resume:
             raise InputError("overwrite and resume: both were given; resume goes on with the run, overwrite removes it")
         try:
@@ -82,7 +76,7 @@ class RunFolder:
         except (OSError, InputError) as error:
             raise InputError(f"{self.path}: cannot be made ({error}); choose another with --out") from error
         self._write_settings(settings)
-        write_json(self.path / "labels.json", list(label_names))
+        write_json(self._labels, list(label_names))
         make_folder(self.checkpoints)
 
     def reopen(self, settings: Mapping[str, Any], log_lines: int) -> list[dict[str, Any]]:
@@ -171,7 +165,7 @@ class RunFolder:
         if not is_run:
             what = "not resumed" if resume else "not replaced"
             raise InputError(f"{given}: {what}, as it is no earlier run (it has no {self.settings.name})")
-        foreign = sorted(entry.name for entry in self._entries() if entry.name not in _WRITTEN)
+        foreign = sorted(entry.name for entry in self._entries() if entry not in self._written)
         if overwrite and foreign:
             raise InputError(
                 f"{given}: not replaced, as it holds {foreign[0]!r}, which no run writes; move that away, or choose "
