@@ -25,6 +25,8 @@ from rich.console import Console
 from rich.table import Table
 from worker import Turn, Worker, prepare_apart
 
+from mindpet.utils.environment import usable_cores
+
 SIDES = {"mindpet": "side_mindpet", "PEFT": "side_peft"}
 COMPARED_LOSSES = 20
 TOLERANCE = 1e-4
@@ -54,7 +56,7 @@ def main(
     missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
     if missing:
         raise SystemExit(f"missing: {', '.join(missing)}; install the extra: pip install -e '.[reference]'")
-    os.environ["OMP_NUM_THREADS"] = str(cores())
+    os.environ["OMP_NUM_THREADS"] = str(usable_cores())
     machine = describe_machine()
     cases = TINY_CASES if tiny else CASES
     names = [chosen.value for chosen in case] if case else list(cases)
@@ -120,11 +122,6 @@ def loss_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return max(differences, key=lambda difference: (difference != difference, difference))
 
 
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def describe_machine() -> dict[str, str]:
     """Return what the figures depend on, and how busy the machine is."""
     information = Path("/proc/cpuinfo")
@@ -135,7 +132,7 @@ def describe_machine() -> dict[str, str]:
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "processor": f"{facts.get('model name', platform.processor()).strip()} ({', '.join(flags)})",
-        "cores": str(cores()),
+        "cores": str(usable_cores()),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "versions": ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages),
         "load before the run": load(),

@@ -17,7 +17,15 @@ from typing import Any
 
 from mindpet.utils.exceptions import InputError
 
-__all__ = ["RANGES", "Finding", "choose_device", "describe_environment", "first_line", "read_environment"]
+__all__ = [
+    "RANGES",
+    "Finding",
+    "choose_device",
+    "describe_environment",
+    "first_line",
+    "read_environment",
+    "usable_cores",
+]
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class Finding:
 def read_environment() -> list[Finding]:
     """Return the versions of mindpet, python, mindspore, numpy and scipy, the usable devices and the machine."""
     packages = [_check(package, accepted) for package, accepted in RANGES.items()]
-    machine = [Finding("processor", f"{_processor()}, {_cores()} cores"), Finding("system", platform.platform())]
+    machine = [Finding("processor", f"{_processor()}, {usable_cores()} cores"), Finding("system", platform.platform())]
     return [Finding("mindpet", _version("mindpet")), *packages, _find_devices(), *machine]
 
 
@@ -138,7 +146,7 @@ def _import_mindspore() -> Any:
     return mindspore
 
 
-def _cores() -> int:
+def usable_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
