@@ -9,24 +9,26 @@ def count_examples(states: Tensor, attention_mask: Tensor | None) -> int:
     """Return the batch size of keys or values.
 
     Args:
-        states: (batch, heads, length, head_dim), or (batch * length, hidden) where `attention_mask` tells the length.
-        attention_mask: of shape (..., length); None needs four axes.
+        states: (batch, heads, length, head_dim) or (batch, length, hidden), or (batch * length, hidden) where
+            `attention_mask` tells the length.
+        attention_mask: of shape (..., length); None needs the first or second.
 
     Raises:
         ValueError: `states` have another rank, or rows that are no multiple of the mask's length.
     """
-    if states.ndim == 4:
+    if states.ndim in (3, 4):
         return states.shape[0]
     if attention_mask is None:
         raise ValueError(
             f"The keys have the shape {states.shape} and there is no mask; accepted is (batch, heads, length, "
-            "head_dim). Reshape them, or hand in the mask, which tells the length."
+            "head_dim) or (batch, length, hidden). Reshape them, or hand in the mask, which tells the length."
         )
     length = attention_mask.shape[-1]
     if states.ndim != 2 or states.shape[0] % length != 0:
         raise ValueError(
             f"The keys have the shape {states.shape} and the mask {attention_mask.shape}; accepted is (batch, heads, "
-            "length, head_dim) or (batch * length, hidden), with a mask (..., length). Reshape them."
+            "length, head_dim), (batch, length, hidden) or (batch * length, hidden), with a mask (..., length). "
+            "Reshape them."
         )
     return states.shape[0] // length
 
@@ -45,16 +47,19 @@ def prepend_to_states(prefix: Tensor, states: Tensor) -> Tensor:
 
     Args:
         prefix: (batch, heads, tokens, head_dim).
-        states: (batch, heads, length, head_dim) or (batch * length, heads * head_dim).
+        states: (batch, heads, length, head_dim), (batch, length, heads * head_dim) or (batch * length, heads *
+            head_dim).
 
     Returns:
-        (batch, heads, tokens + length, head_dim) or (batch * (tokens + length), heads * head_dim).
+        The states in the same layout, with tokens + length in the place of length.
     """
     prefix = prefix.astype(states.dtype)
     if states.ndim == 4:
         return ops.concat((prefix, states), 2)
-    batch, hidden = prefix.shape[0], states.shape[1]
+    batch, hidden = prefix.shape[0], states.shape[-1]
     rows = prefix.transpose((0, 2, 1, 3)).reshape((batch, -1, hidden))  # (batch, tokens, hidden)
+    if states.ndim == 3:
+        return ops.concat((rows, states), 1)
     return ops.concat((rows, states.reshape((batch, -1, hidden))), 1).reshape((-1, hidden))
 
 

@@ -94,19 +94,19 @@ class PrefixLayer(nn.Cell):
         """Prepend the prefix to each example's keys, values and mask.
 
         Args:
-            key: (batch, num_heads, length, head_dim) or (batch * length, hidden_dim).
+            key: (batch, num_heads, length, head_dim), (batch, length, hidden_dim) or (batch * length, hidden_dim).
             value: of the same shape.
             attention_mask: (..., length), with 1 or True where a key is visible. What it says about the given keys
                 (causal, padding) stays; every position sees every token of the prefix. None (all visible) stays
-                None and needs keys with four axes.
+                None and needs keys with three or four axes.
             additive: the mask is added to the scores: 0 is visible.
             hidden_is_true: the mask is 1 or True where a key is hidden, as in GLM2.
 
         Returns:
-            key and value of shape (batch, num_heads, tokens + length, head_dim) or (batch * (tokens + length),
-            hidden_dim) in their own dtype, with tokens = prefix_token_num / batch_size, and the mask of shape (...,
-            tokens + length). A mask of four axes is broadcast over the heads: (batch, num_heads, query length or 1,
-            tokens + length).
+            key and value in their own layout and dtype, with tokens + length in the place of length, where tokens =
+            prefix_token_num / batch_size; and the mask of shape (..., tokens + length). Beside keys of two or four
+            axes, a mask of four axes is broadcast over the heads: (batch, num_heads, query length or 1, tokens +
+            length).
 
         Raises:
             ValueError: the batch is not `batch_size` (unless that is 1), the shapes do not fit, or both flags are set.
@@ -117,7 +117,7 @@ class PrefixLayer(nn.Cell):
         past_key, past_value = self.construct()
         tokens = self.prefix_token_num // self.batch_size
         mask = prepend_to_mask(tokens, attention_mask, additive, hidden_is_true)
-        if mask is not None and mask.ndim == 4:
+        if mask is not None and mask.ndim == 4 and key.ndim != 3:
             # No -1: MindSpore 2.7 refuses it for a mask that is a constant of the graph.
             mask = ops.broadcast_to(mask, (mask.shape[0], self.num_heads, *mask.shape[2:]))
         key = prepend_to_states(self._for_each_example(past_key, batch), key)

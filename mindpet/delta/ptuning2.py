@@ -82,6 +82,8 @@ class PrefixEncoder(nn.Cell):
             self.mindpet_delta_ptuning2_tanh = nn.Tanh()
             self.mindpet_delta_ptuning2_dense_out = nn.Dense(projection_dim, width)
         self.dropout = get_dropout(dropout_prob)
+        # Of its own, since a computed mask is the same at every call of one cell.
+        self.layer_dropouts = nn.CellList([get_dropout(dropout_prob) for _ in range(num_layers)])
         self.cast = ops.Cast()
         self.reshape = ops.Reshape()
         self.tile = ops.Tile()
@@ -94,11 +96,42 @@ class PrefixEncoder(nn.Cell):
         """Return each layer's prefix (2, batch_size, num_heads, pre_seq_len, kv_channels) in `dtype`."""
         prefix = self.mindpet_delta_ptuning2_embedding.embedding_table  # every token once: nothing to look up
         if self.prefix_projection:
-            hidden = self.mindpet_delta_ptuning2_tanh(self.mindpet_delta_ptuning2_dense_in(prefix))
-            prefix = self.mindpet_delta_ptuning2_dense_out(hidden)
-        shape = (1, self.pre_seq_len, 2 * self.num_layers, self.num_heads, self.kv_channels)
-        prefix = self.tile(self.reshape(self.cast(prefix, dtype), shape), (batch_size, 1, 1, 1, 1))
-        return self.split_layers(self.transpose(self.dropout(prefix), self.out_perm))
+            prefix = self.mindpet_delta_ptuning2_dense_out(self._hidden())
+        prefix = self.dropout(self._for_each_example(prefix, batch_size, dtype))
+        return self.split_layers(self.transpose(prefix, self.out_perm))
+
+    def layer_prefix(self, layer: int, batch_size: int, dtype: Any = mstype.float16) -> Tensor:
+        """Return what `construct` returns for one layer, and compute no more than that.
+
+        In a network whose attentions each ask for their own prefix, nothing has to be handed from layer to layer.
+
+        Args:
+            layer: the number of the layer, from 0.
+            batch_size: the number of examples; all see the same tokens.
+            dtype: of the output.
+
+        Returns:
+            (2, batch_size, num_heads, pre_seq_len, kv_channels): key and value, in `dtype`.
+        """
+        width = 2 * self.num_heads * self.kv_channels
+        start, stop = layer * width, (layer + 1) * width
+        if self.prefix_projection:
+            dense = self.mindpet_delta_ptuning2_dense_out
+            prefix = dense.bias_add(dense.matmul(self._hidden(), dense.weight[start:stop]), dense.bias[start:stop])
+        else:
+            prefix = self.mindpet_delta_ptuning2_embedding.embedding_table[:, start:stop]
+        prefix = self.layer_dropouts[layer](self._for_each_example(prefix, batch_size, dtype))
+        return self.transpose(prefix, self.out_perm)
+
+    def _hidden(self) -> Tensor:
+        """Return the table between the two dense layers, (pre_seq_len, projection_dim)."""
+        table = self.mindpet_delta_ptuning2_embedding.embedding_table
+        return self.mindpet_delta_ptuning2_tanh(self.mindpet_delta_ptuning2_dense_in(table))
+
+    def _for_each_example(self, prefix: Tensor, batch_size: int, dtype: Any) -> Tensor:
+        """Return (pre_seq_len, width) as (batch_size, pre_seq_len, layers * 2, num_heads, kv_channels)."""
+        shape = (1, self.pre_seq_len, -1, self.num_heads, self.kv_channels)
+        return self.tile(self.reshape(self.cast(prefix, dtype), shape), (batch_size, 1, 1, 1, 1))
 
     def extend(
         self,
@@ -114,11 +147,12 @@ class PrefixEncoder(nn.Cell):
         Args:
             prefix_key_value: (2, batch, num_heads, pre_seq_len, kv_channels), one of the Tensors that `construct`
                 returns.
-            key: (batch, num_heads, length, kv_channels) or (batch * length, num_heads * kv_channels).
+            key: (batch, num_heads, length, kv_channels), (batch, length, num_heads * kv_channels) or (batch * length,
+                num_heads * kv_channels).
             value: of the same shape.
             attention_mask: (..., length), with 1 or True where a key is visible. What it says about the given keys
                 (causal, padding) stays; every position sees every token of the prefix. None (all visible) stays
-                None and needs keys with four axes.
+                None and needs keys with three or four axes.
             additive: the mask is added to the scores: 0 is visible.
             hidden_is_true: the mask is 1 or True where a key is hidden, as in GLM2.
 
@@ -157,7 +191,8 @@ class PrefixEncoder(nn.Cell):
                 dense.bias_add.shard(((1, model_parallel), (model_parallel,)))
             self.mindpet_delta_ptuning2_tanh.tanh.shard(((1, model_parallel),))
         by_example = ((data_parallel, 1, 1, 1, 1),)
-        self.dropout.dropout.shard(by_example)
+        for dropout in (self.dropout, *self.layer_dropouts):
+            dropout.dropout.shard(by_example)
         self.transpose.shard(by_example)
         layers_first = [(data_parallel, 1, 1, 1, 1)[axis] for axis in self.out_perm]
         self.split_layers.shard((tuple(layers_first),))

@@ -59,21 +59,30 @@ class BertEmbeddings(nn.Cell):
 
 
 class BertSelfAttention(nn.Cell):
-    """Attention of each position to all visible ones, without the output projection."""
+    """Attention of each position to all visible ones, without the output projection.
+
+    It takes a prefix: a cell that is assigned to `prefix` is given the keys and values (batch, length, num_heads *
+    head_dim) and the additive mask (batch, 1, 1, length), and returns the three with more keys. Positions, and so the
+    position embeddings, stay those of the text.
+    """
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         width, spread = config.hidden_size, config.initializer_range
         self.num_heads = config.num_attention_heads
+        self.head_dim = width // config.num_attention_heads
         self.query = Dense(width, width, spread)
         self.key = Dense(width, width, spread)
         self.value = Dense(width, width, spread)
         probability = config.attention_probs_dropout_prob
         self.dropout = Dropout(probability) if probability else None
+        self.prefix: nn.Cell | None = None
 
     def construct(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Map (batch, length, hidden) and an additive mask (batch, 1, 1, length) to (batch, length, hidden)."""
         query, key, value = self.query(hidden), self.key(hidden), self.value(hidden)
+        if self.prefix is not None:
+            key, value, mask = self.prefix(key, value, mask)
         return kernels.attention(query, key, value, mask, self.num_heads, self.dropout)
 
 

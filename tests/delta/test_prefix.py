@@ -5,7 +5,7 @@ import math
 import mindspore
 import numpy as np
 import pytest
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore import dtype as mstype
 
 from mindpet.delta import PrefixEncoder, PrefixLayer, _reference
@@ -110,6 +110,47 @@ def test_the_encoder_follows_its_formula(mode, projection):
             np.testing.assert_allclose(prefix.asnumpy(), values, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("projection", [True, False])
+def test_the_prefix_of_one_layer_is_that_of_all_layers(mode, projection):
+    encoder = _encoder(projection)
+
+    class LayerByLayer(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.encoder = encoder
+
+        def construct(self, batch, dtype):
+            return tuple([self.encoder.layer_prefix(layer, batch, dtype) for layer in range(3)])
+
+    for dtype in (mstype.float32, mstype.float16):
+        for prefix, expected in zip(LayerByLayer()(2, dtype), encoder(2, dtype), strict=True):
+            assert prefix.dtype == expected.dtype
+            np.testing.assert_allclose(prefix.asnumpy(), expected.asnumpy(), rtol=1e-6, atol=1e-6)
+
+
+def test_layers_that_ask_for_their_prefix_draw_masks_of_their_own(mode):
+    """Save for its mask, each layer and example would get the same tokens here."""
+    encoder = PrefixEncoder(TOKENS, 2, HEADS, CHANNELS, False, 5, 0.5).set_train()
+    encoder.mindpet_delta_ptuning2_embedding.embedding_table.set_data(Tensor(np.ones((TOKENS, 4 * HIDDEN), np.float32)))
+    step = Parameter(Tensor(3, mstype.int32), name="step", requires_grad=False)
+    for number, dropout in enumerate(cell for _, cell in encoder.cells_and_names() if isinstance(cell, nn.Dropout)):
+        dropout.use_mask(step, 1, number)
+
+    class LayerByLayer(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.encoder = encoder
+
+        def construct(self):
+            first, again = (self.encoder.layer_prefix(0, 3, mstype.float32) for _ in range(2))
+            return first, again, self.encoder.layer_prefix(1, 3, mstype.float32)
+
+    first, again, second = (prefix.asnumpy() for prefix in LayerByLayer()())
+    assert set(np.unique(first)) == set(np.unique(second)) == {0, 2}
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, second)
+
+
 def test_the_encoder_arranges_its_axes_as_told():
     arguments = (TOKENS, 3, HEADS, CHANNELS, False, 5, 0.0)
     plain = randomise(PrefixEncoder(*arguments))(2, mstype.float32)
@@ -169,12 +210,12 @@ def test_each_example_is_extended_by_its_own_slice(mode, dtype):
     expected = [_unflatten(past, 2) for past in _reference.prefix_layer(values_of(layer))]
     extended = Extended(layer)
     tolerance = 2e-4 if dtype == np.float32 else 5e-3
-    for flat in (False, True):
-        given = Tensor(_flatten(states) if flat else states)
-        *outputs, _ = extended(given, given, Tensor(_causal()))
+    for given in (states, _flatten(states), _flatten(states).reshape(2, LENGTH, HIDDEN)):
+        *outputs, _ = extended(Tensor(given), Tensor(given), Tensor(_causal()))
         for output, prefix in zip(outputs, expected, strict=True):
             assert output.asnumpy().dtype == dtype
-            whole = _unflatten(output.asnumpy(), 2) if flat else output.asnumpy()
+            assert output.ndim == given.ndim
+            whole = output.asnumpy() if given.ndim == 4 else _unflatten(output.asnumpy(), 2)
             np.testing.assert_allclose(whole[:, :, :TOKENS], prefix, rtol=tolerance, atol=tolerance)
             assert np.array_equal(whole[:, :, TOKENS:], states)
 
@@ -186,6 +227,15 @@ def test_one_prefix_serves_a_batch_of_any_size(mode):
         key, _, _ = extended(Tensor(states), Tensor(states), Tensor(_causal(batch)))
         assert key.shape == (batch, HEADS, TOKENS + LENGTH, CHANNELS)
         assert (key.asnumpy()[:, :, :TOKENS] == key.asnumpy()[:1, :, :TOKENS]).all()
+
+
+def test_a_mask_beside_keys_of_three_axes_is_not_broadcast(mode):
+    states = Tensor(_flatten(_states()).reshape(2, LENGTH, HIDDEN))
+    for prefix in (_layer(), _encoder()):
+        mask = Extended(prefix)(states, states, Tensor(_causal()))[2].asnumpy()
+        assert mask.shape == (2, 1, LENGTH, TOKENS + LENGTH)
+        assert np.array_equal(mask[..., TOKENS:], _causal())
+        assert (mask[..., :TOKENS] == 1).all()
 
 
 def test_no_mask_stays_no_mask(mode):
@@ -201,9 +251,11 @@ def test_the_encoder_extends_flat_rows_as_it_extends_heads(mode):
     own = encoder(2, mstype.float32)[1]
     states, mask = _states(), Tensor(_causal())
     key, value, _ = encoder.extend(own, Tensor(states), Tensor(states), mask)
-    flat_key, flat_value, _ = encoder.extend(own, Tensor(_flatten(states)), Tensor(_flatten(states)), mask)
-    assert np.array_equal(_unflatten(flat_key.asnumpy(), 2), key.asnumpy())
-    assert np.array_equal(_unflatten(flat_value.asnumpy(), 2), value.asnumpy())
+    for flat in (_flatten(states), _flatten(states).reshape(2, LENGTH, HIDDEN)):
+        flat_key, flat_value, _ = encoder.extend(own, Tensor(flat), Tensor(flat), mask)
+        assert flat_key.ndim == flat.ndim
+        assert np.array_equal(_unflatten(flat_key.asnumpy(), 2), key.asnumpy())
+        assert np.array_equal(_unflatten(flat_value.asnumpy(), 2), value.asnumpy())
     assert np.array_equal(key.asnumpy()[:, :, :TOKENS], own.asnumpy()[0])
     assert np.array_equal(value.asnumpy()[:, :, :TOKENS], own.asnumpy()[1])
 
@@ -284,7 +336,7 @@ def test_dropout_thins_the_prefix_in_training_only():
 
 def _refusals():
     states, mask = Tensor(_states()), Tensor(_causal())
-    odd = Tensor(np.ones((2, LENGTH, HIDDEN), np.float32))
+    odd = Tensor(np.ones((2, LENGTH, 1, HEADS, CHANNELS), np.float32))
     encoder = _encoder()
     of_three = encoder(3, mstype.float32)[0]
     three = Tensor(_states(3))
@@ -294,7 +346,7 @@ def _refusals():
             lambda: _layer(2).extend(*[Tensor(_flatten(_states(3)))] * 2, Tensor(_causal(3))),
             "3 examples",
         ),
-        "three axes": (lambda: _layer().extend(odd, odd, mask), "shape"),
+        "five axes": (lambda: _layer().extend(odd, odd, mask), "shape"),
         "rows that do not divide": (lambda: _layer().extend(*[Tensor(random_input((7, HIDDEN)))] * 2, mask), "shape"),
         "flat rows without a mask": (lambda: _layer().extend(*[Tensor(_flatten(_states()))] * 2, None), "no mask"),
         "both flags": (lambda: _layer().extend(states, states, mask, additive=True, hidden_is_true=True), "Both"),
