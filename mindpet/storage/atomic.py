@@ -19,6 +19,7 @@ __all__ = [
     "publish_file",
     "publish_folder",
     "remove_file",
+    "replace_folder",
     "write_bytes",
     "write_json",
     "write_text",
@@ -90,10 +91,38 @@ def publish_file(staged: str | Path, target: str | Path) -> None:
         _remove(staged)
 
 
-def publish_folder(staged: str | Path, target: str | Path) -> None:
+def publish_folder(staged: str | Path, target: str | Path, exist_ok: bool = True) -> None:
     """Give the finished folder `staged` the name `target` in one step, once all of it is on the disk.
 
     Where another process has published the same target meanwhile, theirs stays and ours is removed.
+
+    Args:
+        staged: A complete folder on the same file system as `target`. It is gone afterwards, also after an error.
+        target: The name to publish it under. Its parent folder must exist.
+        exist_ok: Whether the two targets are the same to the caller; if not, theirs is an error.
+
+    Raises:
+        InputError: The target cannot be written, or is a file.
+    """
+    staged, target = Path(staged), Path(target)
+    try:
+        _sync_tree(staged)
+        if exist_ok:
+            _rename_unless_taken(staged, target)
+        else:
+            staged.rename(target)
+        _sync(target.parent)
+    except OSError as error:
+        raise InputError(_cannot_write(target, error)) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def replace_folder(staged: str | Path, target: str | Path) -> None:
+    """Give the finished folder `staged` the name `target`, once all of it is on the disk, in place of another folder.
+
+    A folder of that name is moved aside first, comes back after an error, and is removed only when the new one has its
+    name; a process that is killed in between leaves it whole, as `.<name>-replaced-...` beside the target.
 
     Args:
         staged: A complete folder on the same file system as `target`. It is gone afterwards, also after an error.
@@ -103,13 +132,19 @@ def publish_folder(staged: str | Path, target: str | Path) -> None:
         InputError: The target cannot be written, or is a file.
     """
     staged, target = Path(staged), Path(target)
+    aside = target.with_name(f".{target.name}-replaced-{uuid.uuid4().hex}")
     try:
         _sync_tree(staged)
-        _rename_unless_taken(staged, target)
+        if target.is_dir():
+            target.rename(aside)
+        staged.rename(target)
         _sync(target.parent)
     except OSError as error:
         raise InputError(_cannot_write(target, error)) from error
     finally:
+        if aside.exists() and not target.exists():
+            aside.rename(target)
+        shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(staged, ignore_errors=True)
 
 

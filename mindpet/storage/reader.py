@@ -3,7 +3,7 @@
 Whatever is wrong with a file becomes an `InputError` that names the file, the line where there is one, and what to do.
 """
 
-from mindpet.storage.tensors import read_safetensors, read_sharded_safetensors
+from mindpet.storage.tensors import TensorFile, read_safetensors, read_sharded_safetensors, read_tensor_file
 from mindpet.storage.text import (
     read_bytes,
     read_json,
@@ -15,11 +15,13 @@ from mindpet.storage.text import (
 )
 
 __all__ = [
+    "TensorFile",
     "read_bytes",
     "read_json",
     "read_json_lines",
     "read_safetensors",
     "read_sharded_safetensors",
+    "read_tensor_file",
     "read_text",
     "read_yaml",
     "require_file",

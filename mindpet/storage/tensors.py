@@ -1,15 +1,19 @@
-"""Reading safetensors files and the model folders that hold them."""
+"""Safetensors files, and the model folders that hold them."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import ml_dtypes  # noqa: F401, gives NumPy the dtype that safetensors asks it for
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
+from mindpet.storage.atomic import write_bytes
 from mindpet.storage.text import parse_json, read_json, require_file, require_folder
 from mindpet.utils.exceptions import InputError
 
-__all__ = ["read_safetensors", "read_sharded_safetensors"]
+__all__ = ["TensorFile", "read_safetensors", "read_sharded_safetensors", "read_tensor_file", "write_safetensors"]
 
 _WHOLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
@@ -17,11 +21,23 @@ _TORCH_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _FETCH_AGAIN = "the file is damaged or incomplete, fetch it again"
 
 
-def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Return all tensors of a safetensors file, by name.
+@dataclass(frozen=True)
+class TensorFile:
+    """What a safetensors file holds.
 
-    Each tensor is read into an array of its own, so the peak is the size of the result. BF16 becomes float32, which
-    holds every bfloat16 value exactly; every other dtype stays what it is.
+    Attributes:
+        tensors: Each in an array of its own, by name; BF16 as float32, which holds every bfloat16 value exactly.
+        dtypes: The dtype of each in the file, by name: 'float32', 'bfloat16' and so on.
+        metadata: The texts in its header, by name.
+    """
+
+    tensors: dict[str, np.ndarray]
+    dtypes: dict[str, str]
+    metadata: dict[str, str]
+
+
+def read_tensor_file(path: str | Path) -> TensorFile:
+    """Return everything that a safetensors file holds; the peak of memory is the size of the result.
 
     Args:
         path: The file.
@@ -31,16 +47,43 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
             gap, or holds a dtype that NumPy cannot express.
     """
     path = require_file(path)
+    tensors, dtypes = {}, {}
     try:
         with safe_open(path, framework="numpy") as file:
             _refuse_repeated_names(path)
-            return {name: _without_bfloat16(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            for name in file.keys():  # noqa: SIM118
+                values = file.get_tensor(name)
+                tensors[name], dtypes[name] = _without_bfloat16(values), values.dtype.name
+            return TensorFile(tensors, dtypes, file.metadata() or {})
     except OSError as error:
         raise InputError(
             f"{path} cannot be read ({error.strerror or error}); name a file that you may read."
         ) from error
     except (SafetensorError, AttributeError) as error:  # AttributeError: a dtype that NumPy lacks, such as float8
         raise InputError(f"{path} cannot be read as safetensors ({error}): {_FETCH_AGAIN}.") from error
+
+
+def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
+    """Return the tensors of a safetensors file by name; see `read_tensor_file`."""
+    return read_tensor_file(path).tensors
+
+
+def write_safetensors(
+    path: str | Path, tensors: Mapping[str, np.ndarray], dtypes: Mapping[str, str], metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Args:
+        path: The file to write. Its folder must exist.
+        tensors: By name, bfloat16 values as float32.
+        dtypes: The dtype of each in the file, by name.
+        metadata: Texts for its header, by name.
+
+    Raises:
+        InputError: The path cannot be written.
+    """
+    arrays = {name: _as_stored(values, dtypes[name]) for name, values in tensors.items()}
+    write_bytes(path, save(arrays, dict(metadata)))
 
 
 def read_sharded_safetensors(folder: str | Path) -> dict[str, np.ndarray]:
@@ -89,6 +132,11 @@ def _without_bfloat16(values: np.ndarray) -> np.ndarray:
     if values.dtype.name != "bfloat16":
         return values
     return (values.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+def _as_stored(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Return values in the dtype of a file."""
+    return values.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype, order="C")
 
 
 def _read_index(path: Path) -> dict[str, str]:

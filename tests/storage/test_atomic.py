@@ -10,6 +10,7 @@ from mindpet.storage.atomic import (
     publish_file,
     publish_folder,
     remove_file,
+    replace_folder,
     write_bytes,
     write_json,
     write_text,
@@ -144,3 +145,48 @@ def test_folders_are_made_and_files_removed(tmp_path):
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
     with pytest.raises(InputError, match="cannot be removed"):
         remove_file(tmp_path / "a" / "b")
+
+
+def make_folder_with(path, text):
+    path.mkdir()
+    (path / "file").write_text(text)
+    return path
+
+
+def test_a_published_folder_is_an_error_where_both_are_wanted(tmp_path):
+    staged, target = make_folder_with(tmp_path / "staged", "new"), make_folder_with(tmp_path / "target", "old")
+    with pytest.raises(InputError, match="target cannot be written"):
+        publish_folder(staged, target, exist_ok=False)
+    assert (target / "file").read_text() == "old"
+    assert not staged.exists()
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_replaced_folder_leaves_nothing_of_the_old_one(tmp_path, is_there):
+    if is_there:
+        make_folder_with(tmp_path / "target", "old")
+        (tmp_path / "target" / "more").write_text("x")
+    replace_folder(make_folder_with(tmp_path / "staged", "new"), tmp_path / "target")
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+    assert [path.name for path in (tmp_path / "target").iterdir()] == ["file"]
+    assert (tmp_path / "target" / "file").read_text() == "new"
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+@pytest.mark.parametrize("failure", [OSError(errno.EIO, "broken"), KeyboardInterrupt()])
+def test_a_folder_that_is_not_replaced_is_as_it_was(tmp_path, monkeypatch, failing, failure):
+    target = make_folder_with(tmp_path / "target", "old")
+    staged = make_folder_with(tmp_path / "staged", "new")
+    rename, calls = Path.rename, []
+
+    def fail_once(path, to):
+        calls.append(path)
+        if len(calls) == failing:
+            raise failure
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", fail_once)
+    with pytest.raises((InputError, KeyboardInterrupt)):
+        replace_folder(staged, target)
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+    assert (target / "file").read_text() == "old"

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
 
-from mindpet.storage.reader import read_safetensors, read_sharded_safetensors
+from mindpet.storage.reader import read_safetensors, read_sharded_safetensors, read_tensor_file
+from mindpet.storage.tensors import write_safetensors
 from mindpet.utils.exceptions import InputError
 
 F32_PAIR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -169,3 +170,34 @@ def test_reading_holds_the_values_only_once(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1.05 * sum(values.nbytes for values in tensors.values())
+
+
+def test_what_is_written_comes_back_with_its_dtypes_and_texts(tmp_path):
+    bits = np.arange(1 << 16, dtype=np.uint32) << 16
+    tensors = {
+        "half": bits.view(np.float32)[np.isfinite(bits.view(np.float32))],
+        "transposed": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        "scalar": np.array(1.5, np.float32),
+        "counts": np.array([1, 2], np.int64),
+        "small": np.array([0.1], np.float16),
+    }
+    dtypes = {name: values.dtype.name for name, values in tensors.items()} | {"half": "bfloat16"}
+    write_safetensors(tmp_path / "file", tensors, dtypes, {"名": "值"})
+    found = read_tensor_file(tmp_path / "file")
+    assert (found.dtypes, found.metadata) == (dtypes, {"名": "值"})
+    for name, values in tensors.items():
+        assert found.tensors[name].shape == values.shape
+        np.testing.assert_array_equal(found.tensors[name], values)
+    assert (tmp_path / "file").stat().st_size < 2 * (1 << 16) + 1000
+
+
+def test_the_same_content_gives_the_same_file(tmp_path):
+    tensors = {name: np.full(3, number, np.float32) for number, name in enumerate("cab")}
+    for file in ("one", "two"):
+        write_safetensors(tmp_path / file, tensors, dict.fromkeys(tensors, "float32"), {"text": "x"})
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_file_without_texts_has_none(tmp_path):
+    save_file({"x": np.zeros(2, np.float32)}, tmp_path / "file")
+    assert read_tensor_file(tmp_path / "file").metadata == {}
