@@ -6,9 +6,16 @@ from typing import Any
 __version__ = "2.0.0.dev0"
 
 _HOMES = {
+    "AdapterConfig": "mindpet.tuning.config",
+    "BitFitConfig": "mindpet.tuning.config",
+    "IA3Config": "mindpet.tuning.config",
     "LoRADense": "mindpet.delta.lora",
     "LoraConfig": "mindpet.tuning.config",
+    "LowRankAdapterConfig": "mindpet.tuning.config",
+    "PTuning2Config": "mindpet.tuning.config",
+    "PrefixConfig": "mindpet.tuning.config",
     "TrainableParamsCheckPoint": "mindpet.graph.ckpt_util",
+    "count_parameters": "mindpet.graph.freeze_utils",
     "freeze_delta": "mindpet.graph.freeze_utils",
     "freeze_modules": "mindpet.graph.freeze_utils",
     "get_peft_model": "mindpet.tuning.attach",

@@ -1,93 +1,194 @@
-"""Attach a method to any network in one call: plan and check everything, then swap."""
+"""Attach methods to any network in one call: plan and check everything, then change, then freeze."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from mindspore import nn
 from mindspore.common import dtype as mstype
 
-from mindpet.delta.lora import LoRADense
-from mindpet.graph.freeze_utils import freeze_delta
-from mindpet.tuning.config import LoraConfig
+from mindpet.tuning.config import PeftConfig
+from mindpet.tuning.layers import Network
+from mindpet.tuning.places import Place, find_places
+from mindpet.tuning.plans import Plan
+from mindpet.tuning.registry import METHODS
+from mindpet.tuning.state import STATE_ATTRIBUTE, STATE_MARK, Feed, PeftState, Replacement, require_state, state_of
 from mindpet.utils.exceptions import InputError
-from mindpet.utils.nearest import nearest_names
 
-__all__ = ["get_peft_model"]
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a cell hangs in the network: the cell above it and its name there."""
-
-    parent: nn.Cell
-    name: str
-
-    def put(self, cell: nn.Cell) -> None:
-        """Hang `cell` here. MindSpore renames the parameters of a cell that is assigned, so names are put back."""
-        names = [(parameter, parameter.name) for parameter in cell.get_parameters()]
-        if isinstance(self.parent, nn.CellList | nn.SequentialCell):
-            self.parent[int(self.name)] = cell
-        else:
-            setattr(self.parent, self.name, cell)
-        for parameter, name in names:
-            parameter.name = name
+__all__ = ["detach", "get_peft_model"]
 
 
-def get_peft_model(network: nn.Cell, config: LoraConfig, compute_dtype: mstype.Type | None = None) -> nn.Cell:
-    """Put LoRA on the layers that `config` names and freeze everything but it and `modules_to_save`.
+def get_peft_model(
+    network: nn.Cell, config: PeftConfig | Sequence[PeftConfig], compute_dtype: mstype.Type | None = None
+) -> nn.Cell:
+    """Attach one or several methods and freeze everything but their parameters and `modules_to_save`.
 
     The network is changed in place; its own parameters stay the same objects under the same names, so its old
-    checkpoints still load. Nothing is changed when an error is raised.
+    checkpoints still load. Nothing is changed when an error is raised. Call it before the optimizer is made.
 
     Args:
-        network: Any network whose layers to adapt are `nn.Dense`.
-        config: What to attach.
+        network: Any network. Layers that are replaced may be nn.Dense.
+        config: What to attach: one configuration, or a list where methods are combined.
         compute_dtype: The dtype of the adapted layers' products; that of each layer's weight by default.
 
     Returns:
         `network` itself.
 
     Raises:
-        InputError: An entry of `target_modules` or `modules_to_save` matches no cell, or `network` is adapted already.
+        InputError: An entry matches nothing, two methods want one layer, something is attached already, or a layer
+            cannot be adapted.
+        TypeError: `network` is no Cell or `config` no configuration.
     """
-    cells = dict(network.cells_and_names())
-    if any(isinstance(cell, LoRADense) for cell in cells.values()):
-        raise InputError("the network has LoRA layers already; attach to a network without them")
-    dense_paths = [path for path, cell in cells.items() if isinstance(cell, nn.Dense)]
-    targets = _match("target_modules", config.target_modules, dense_paths, "nn.Dense cell")
-    saved = _match("modules_to_save", config.modules_to_save, [path for path in cells if path], "cell")
-    twins = {
-        id(cells[path]): LoRADense.from_dense(
-            cells[path], config.r, config.lora_alpha, config.lora_dropout, compute_dtype=compute_dtype
-        )
-        for path in targets
-    }
-    swaps = [(place, twins[id(cell)]) for place, cell in _places(network) if id(cell) in twins]
-    for place, twin in swaps:
-        place.put(twin)
-    freeze_delta(network, "lora", exclude=[f"{path}.*" for path in saved] or None)
+    configs = _as_configs(network, config)
+    _check_fresh(network)
+    view = Network(network)
+    plans = [METHODS[one.method].plan(view, one, compute_dtype) for one in configs]
+    _check_conflicts(plans)
+    _carry_out(network, view, plans)
     return network
 
 
-def _match(field: str, entries: Iterable[str], paths: list[str], kind: str) -> list[str]:
-    """Return the paths, in order, that equal an entry or end in it at a dot; each entry must match."""
-    matched: set[str] = set()
-    for entry in entries:
-        found = {path for path in paths if path == entry or path.endswith(f".{entry}")}
-        if not found:
-            nearest = nearest_names(entry, {path.rsplit(".", 1)[-1] for path in paths} | set(paths))
-            hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
-            raise InputError(f"{field}: {entry!r} is the name or path suffix of no {kind} of the network{hint}")
-        matched |= found
-    return [path for path in paths if path in matched]
+def detach(network: nn.Cell) -> None:
+    """Put the plain layers back with their Parameters, values as they are, and restore what was trainable.
+
+    Args:
+        network: A network with something attached; without, this is an InputError. The caller has checked what must
+            be checked, and clears what was compiled.
+    """
+    state = require_state(network)
+    for replacement in state.replacements:
+        for place in replacement.places:
+            place.put(replacement.original)
+    for feed in state.feeds:
+        _empty(feed.attention)
+    for name in state.children:
+        _take_away(network, name)
+    for parameter in network.get_parameters():
+        parameter.requires_grad = state.was_trainable[parameter.name]
+    delattr(network, STATE_ATTRIBUTE)
 
 
-def _places(network: nn.Cell) -> list[tuple[_Place, nn.Cell]]:
-    """List each place of the network with the cell that hangs there; a shared cell is listed at each of its places."""
-    return [
-        (_Place(parent, name), child)
-        for _, parent in network.cells_and_names()
-        for name, child in parent.name_cells().items()
+def _as_configs(network: nn.Cell, config: PeftConfig | Sequence[PeftConfig]) -> tuple[PeftConfig, ...]:
+    if not isinstance(network, nn.Cell):
+        raise TypeError(f"the network is a {type(network).__name__}; give a mindspore.nn.Cell")
+    configs = (config,) if isinstance(config, PeftConfig) else tuple(config)
+    for one in configs:
+        if not isinstance(one, PeftConfig):
+            raise TypeError(f"config holds a {type(one).__name__}; give configurations such as mindpet.LoraConfig()")
+    if not configs:
+        raise InputError("config is an empty list; give at least one configuration")
+    twice = [name for name, count in Counter(one.method for one in configs).items() if count > 1]
+    if twice:
+        raise InputError(f"config names {', '.join(twice)} twice; give each method one configuration")
+    return configs
+
+
+def _check_fresh(network: nn.Cell) -> None:
+    """Refuse a network to which something is attached, and one whose parameters cannot be told apart by name."""
+    state = state_of(network)
+    if state is not None:
+        methods = ", ".join(one.method for one in state.configs)
+        raise InputError(
+            f"the network has {methods} attached already; give all methods as one list, or call mindpet.unload first"
+        )
+    names = Counter(parameter.name for parameter in network.get_parameters())
+    by_hand = next((name for name in names if "mindpet_delta_" in name), None)
+    if by_hand:
+        raise InputError(
+            f"the network has the delta parameter {by_hand} already; attach to a network without delta layers, or"
+            " train this one as it is, with mindpet.freeze_delta"
+        )
+    repeated = next((name for name, count in names.items() if count > 1), None)
+    if repeated:
+        raise InputError(
+            f"several parameters of the network have the name {repeated!r}; give each a name of its own, for example"
+            " with update_parameters_name"
+        )
+
+
+def _check_conflicts(plans: Sequence[Plan]) -> None:
+    """Refuse two methods on one layer."""
+    owners: dict[str, str] = {}
+    for plan in plans:
+        for path in (*plan.cells, *plan.feeds):
+            other = owners.setdefault(path, plan.config.method)
+            if other != plan.config.method:
+                raise InputError(
+                    f"{path} is wanted by {other} and by {plan.config.method}; give each its own target_modules"
+                )
+
+
+def _carry_out(network: nn.Cell, view: Network, plans: Sequence[Plan]) -> None:
+    """Make all changes, or none if one fails."""
+    own = {parameter.name: parameter for parameter in network.get_parameters()}
+    state = PeftState(
+        configs=tuple(plan.config for plan in plans),
+        was_trainable={name: parameter.requires_grad for name, parameter in own.items()},
+        matches=tuple(match for plan in plans for match in plan.matches),
+    )
+    marked = {name for plan in plans for name in plan.trained}
+    state.marked = {name: own[name].asnumpy().copy() for name in own if name in marked}
+    undo: list[Callable[[], object]] = []
+    try:
+        _swap(network, view, plans, state, undo)
+        _feed(network, view, plans, state, undo)
+        for parameter in network.get_parameters():
+            undo.append(partial(setattr, parameter, "requires_grad", parameter.requires_grad))
+            parameter.requires_grad = STATE_MARK not in parameter.name and (
+                parameter.name not in own or parameter.name in marked
+            )
+        setattr(network, STATE_ATTRIBUTE, state)
+    except BaseException:
+        for step in reversed(undo):
+            step()
+        raise
+
+
+def _swap(
+    network: nn.Cell, view: Network, plans: Sequence[Plan], state: PeftState, undo: list[Callable[[], object]]
+) -> None:
+    """Hang each new cell in every place of the layer that it replaces."""
+    methods = {path: plan.config.method for plan in plans for path in plan.cells}
+    twins = {path: plan.cells[path] for plan in plans for path in plan.cells}
+    paths = {id(view.cells[path]): path for path in twins}
+    places: dict[str, list[Place]] = {path: [] for path in twins}
+    originals = [view.cells[path] for path in twins]
+    while found := find_places(network, originals):
+        for place, original in found:
+            path = paths[id(original)]
+            undo.append(partial(place.put, original))
+            place.put(twins[path])
+            places[path].append(place)
+    state.replacements = [
+        Replacement(path, methods[path], tuple(places[path]), view.cells[path], twins[path])
+        for path in view.cells
+        if path in twins
     ]
+
+
+def _feed(
+    network: nn.Cell, view: Network, plans: Sequence[Plan], state: PeftState, undo: list[Callable[[], object]]
+) -> None:
+    """Hand each prefix cell to its attention, and hang up what they share."""
+    for plan in plans:
+        for name, cell in plan.children.items():
+            undo.append(partial(_take_away, network, name))
+            Place(network, name).put(cell)
+            state.children.append(name)
+        for path, cell in plan.feeds.items():
+            attention = view.cells[path]
+            undo.append(partial(_empty, attention))
+            Place(attention, "prefix").put(cell)
+            state.feeds.append(Feed(path, plan.config.method, attention, cell))
+
+
+def _take_away(cell: nn.Cell, name: str) -> None:
+    if hasattr(cell, name):
+        delattr(cell, name)
+
+
+def _empty(attention: nn.Cell) -> None:
+    _take_away(attention, "prefix")
+    attention.prefix = None

@@ -1,30 +1,210 @@
-"""What to attach to a network: one configuration a method."""
+"""What to attach to a network: one configuration a method.
+
+Fields have PEFT's names where PEFT has them; the specification's and MindFormers' names are taken too.
+"""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated, Any, ClassVar, Literal
 
-__all__ = ["LoraConfig"]
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+
+__all__ = [
+    "AdapterConfig",
+    "BitFitConfig",
+    "IA3Config",
+    "LoraConfig",
+    "LowRankAdapterConfig",
+    "PTuning2Config",
+    "PeftConfig",
+    "PrefixConfig",
+]
+
+_Size = Annotated[int, Field(gt=0, strict=True)]
+_Rate = Annotated[float, Field(ge=0, lt=1, strict=True)]
+_Scale = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+_Name = Annotated[str, Field(min_length=1)]
+_Names = tuple[_Name, ...]
+_Targets = _Name | Annotated[_Names, Field(min_length=1)] | None
 
 
-class LoraConfig(BaseModel):
-    """LoRA on chosen layers (arXiv 2106.09685): `W x` becomes `W x + lora_alpha / r * B A x`.
+def _named(default: Any, *names: str) -> Any:
+    """Return a field that may also be given by other names; the first one is the field's own."""
+    return Field(default=default, validation_alias=AliasChoices(*names))
 
-    The fields have PEFT's names.
+
+class PeftConfig(BaseModel):
+    """What all configurations share.
+
+    `target_modules`, where a method has it, is one of:
+
+    - None: the architecture's own placement; a network of unknown architecture is refused.
+    - A list. An entry is a cell's name (`query`), the end of its path (`attention.self.query`) or a pattern with `*`,
+      `?` or `[...]` for either (`layer.[0-5].*.query`).
+    - A string of letters, digits, `_` and dots: a name or the end of a path.
+    - 'all-linear': every dense layer outside `modules_to_save`.
+    - Any other string: a regular expression for the whole path, as in PEFT.
+
+    Every entry must match something.
 
     Attributes:
-        r: The rank, the number of rows of `A` and of columns of `B`.
-        lora_alpha: The scale's numerator.
-        lora_dropout: Probability with which an input element of the branch is dropped in training, in [0, 1).
-        target_modules: Names or path suffixes of the `nn.Dense` cells to adapt, such as `query` or
-            `attention.self.query`.
-        modules_to_save: Names or path suffixes of cells that are trained and saved whole, such as a new head.
+        modules_to_save: Names, path ends or patterns of cells that are trained and saved whole, such as a new head.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
-    r: int = Field(default=8, gt=0)
-    lora_alpha: float = Field(default=8, gt=0, allow_inf_nan=False)
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: tuple[str, ...] = ("query", "value")
-    modules_to_save: tuple[str, ...] = ()
+    method: ClassVar[str]
+
+    modules_to_save: _Names = ()
+
+
+class LoraConfig(PeftConfig):
+    """LoRA on chosen layers (arXiv:2106.09685): `W x` becomes `W x + lora_alpha / r * B A x`.
+
+    `B` is zero at first, so that the network's output does not change.
+
+    Attributes:
+        r: The rank, the number of rows of `A` and of columns of `B`; also `lora_rank`.
+        lora_alpha: The scale's numerator.
+        lora_dropout: Probability with which an input element of the branch is dropped in training, in [0, 1).
+        target_modules: The dense layers, embeddings and convolutions to adapt; see `PeftConfig`. By default query and
+            value of every attention.
+        bias: Which biases are trained as well: 'none', 'all' or 'lora_only', those of the adapted layers.
+        rank_pattern: Other ranks for some of the layers. A key is the end of a path or a regular expression for it.
+        alpha_pattern: Other values of `lora_alpha`, likewise.
+        modules_to_save: Cells that are trained and saved whole.
+    """
+
+    method: ClassVar[str] = "lora"
+
+    r: _Size = _named(8, "r", "lora_rank")
+    lora_alpha: _Scale = 8
+    lora_dropout: _Rate = 0.0
+    target_modules: _Targets = None
+    bias: Literal["none", "all", "lora_only"] = "none"
+    rank_pattern: dict[_Name, _Size] = {}
+    alpha_pattern: dict[_Name, _Scale] = {}
+    modules_to_save: _Names = ()
+
+
+class AdapterConfig(PeftConfig):
+    """Adapters after chosen dense layers (arXiv:1902.00751): `y` becomes `y + W_up f(W_down y + b_down) + b_up`.
+
+    The up-projection is zero at first, so that the network's output does not change.
+
+    Attributes:
+        bottleneck_size: The size between the two projections.
+        non_linearity: The name of the activation between them.
+        up_init: How the up-projection's weight starts: the name of a MindSpore initializer. Other than 'zeros', it
+            changes the network's output at once; the specification's own layer starts with 'normal'.
+        target_modules: The dense layers that adapters follow; see `PeftConfig`. By default the attention's output
+            projection and the second dense layer of the feed-forward network.
+        modules_to_save: Cells that are trained and saved whole.
+    """
+
+    method: ClassVar[str] = "adapter"
+
+    bottleneck_size: _Size = 64
+    non_linearity: _Name = "gelu"
+    up_init: _Name = "zeros"
+    target_modules: _Targets = None
+
+
+class LowRankAdapterConfig(PeftConfig):
+    """Low-rank adapters after chosen dense layers (arXiv:2106.04647): an adapter whose matrices are thin products.
+
+    The matrices start as the specification says, so that attaching changes the network's output; with
+    `up_init='zeros'` it does not.
+
+    Attributes:
+        reduction_factor: The bottleneck has the layer's size divided by it.
+        low_rank_size: The inner size of the thin products.
+        low_rank_w_init: How the four matrices start: the name of a MindSpore initializer.
+        up_init: How the last of the four starts instead; None for like the others.
+        non_linearity: The name of the activation in the bottleneck.
+        target_modules: The dense layers that adapters follow; see `PeftConfig`. By default the attention's output
+            projection and the second dense layer of the feed-forward network.
+        modules_to_save: Cells that are trained and saved whole.
+    """
+
+    method: ClassVar[str] = "low_rank_adapter"
+
+    reduction_factor: _Size = 32
+    low_rank_size: _Size = 1
+    low_rank_w_init: _Name = "xavier_uniform"
+    up_init: _Name | None = None
+    non_linearity: _Name = "gelu"
+    target_modules: _Targets = None
+
+
+class PrefixConfig(PeftConfig):
+    """Prefix tuning (arXiv:2101.00190): trained keys and values before those of every attention.
+
+    The prefix of each layer is `W_2 tanh(W_1 table + b_1) + b_2`. Attaching changes the network's output.
+
+    Attributes:
+        num_virtual_tokens: The number of tokens before each layer's keys; also `prefix_token_num`.
+        encoder_hidden_size: The size between the two projections; also `mid_dim`.
+        embed_dim: The number of columns of the table; None for the size of the keys over all heads.
+        dropout_rate: Probability with which an element of the prefix is dropped in training, in [0, 1).
+        modules_to_save: Cells that are trained and saved whole.
+    """
+
+    method: ClassVar[str] = "prefixtuning"
+
+    num_virtual_tokens: _Size = _named(16, "num_virtual_tokens", "prefix_token_num")
+    encoder_hidden_size: _Size = _named(512, "encoder_hidden_size", "mid_dim")
+    embed_dim: _Size | None = None
+    dropout_rate: _Rate = 0.1
+
+
+class PTuning2Config(PeftConfig):
+    """P-Tuning v2 (arXiv:2110.07602): trained keys and values before those of every attention, from one table.
+
+    With `prefix_projection` the table passes through two dense layers. Attaching changes the network's output.
+
+    Attributes:
+        num_virtual_tokens: The number of tokens before each layer's keys; also `pre_seq_len` or `prefix_token_num`.
+        prefix_projection: Whether the table passes through two dense layers.
+        encoder_hidden_size: The size between them; also `projection_dim`.
+        dropout_prob: Probability with which an element of the prefix is dropped in training, in [0, 1).
+        modules_to_save: Cells that are trained and saved whole.
+    """
+
+    method: ClassVar[str] = "ptuning2"
+
+    num_virtual_tokens: _Size = _named(16, "num_virtual_tokens", "pre_seq_len", "prefix_token_num")
+    prefix_projection: Annotated[bool, Field(strict=True)] = False
+    encoder_hidden_size: _Size = _named(512, "encoder_hidden_size", "projection_dim")
+    dropout_prob: _Rate = 0.0
+
+
+class BitFitConfig(PeftConfig):
+    """BitFit (arXiv:2106.10199): train the parameters whose names end in `bias`, and nothing else.
+
+    Attributes:
+        target_modules: The cells whose biases are trained; see `PeftConfig`. By default all of the network.
+        modules_to_save: Cells that are trained and saved whole.
+    """
+
+    method: ClassVar[str] = "bitfit"
+
+    target_modules: _Targets = None
+
+
+class IA3Config(PeftConfig):
+    """IA3 on chosen dense layers (arXiv:2205.05638): one trained factor for each output, or input, of a layer.
+
+    All factors are 1 at first, so that the network's output does not change.
+
+    Attributes:
+        target_modules: The dense layers to adapt; see `PeftConfig`. By default key, value and the feed-forward layers.
+        feedforward_modules: Which of them have their input scaled instead of their output: written like
+            `target_modules`. None: the architecture's own where `target_modules` is None too, else no layer.
+        modules_to_save: Cells that are trained and saved whole.
+    """
+
+    method: ClassVar[str] = "ia3"
+
+    target_modules: _Targets = None
+    feedforward_modules: _Targets = None

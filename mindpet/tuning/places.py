@@ -1,0 +1,49 @@
+"""Where cells hang in a network, and exchanging them so that parameters keep their names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from mindspore import nn
+
+__all__ = ["Place", "find_places"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a cell hangs: the cell above it and its name there.
+
+    Attributes:
+        parent: The cell above.
+        name: The child's name there, in a list its index.
+    """
+
+    parent: nn.Cell
+    name: str
+
+    def put(self, cell: nn.Cell) -> None:
+        """Hang `cell` here. MindSpore renames the parameters of a cell that is assigned, so names are put back."""
+        names = [(parameter, parameter.name) for parameter in cell.get_parameters()]
+        if isinstance(self.parent, nn.CellList | nn.SequentialCell):
+            self.parent[int(self.name)] = cell
+        elif isinstance(self.parent, nn.CellDict):
+            self.parent[self.name] = cell
+        else:
+            setattr(self.parent, self.name, cell)
+        for parameter, name in names:
+            parameter.name = name
+
+
+def find_places(network: nn.Cell, cells: Collection[nn.Cell]) -> list[tuple[Place, nn.Cell]]:
+    """List the places where one of `cells` hangs, with that cell; a shared cell is listed at each of its parents.
+
+    MindSpore names a child that hangs twice below one parent only once: call again after the exchange.
+    """
+    wanted = set(map(id, cells))
+    return [
+        (Place(parent, name), child)
+        for _, parent in network.cells_and_names()
+        for name, child in parent.name_cells().items()
+        if id(child) in wanted
+    ]

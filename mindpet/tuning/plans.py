@@ -1,0 +1,182 @@
+"""What each method wants to change in a network. Planning makes new cells and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mindspore import nn
+
+from mindpet.delta.adapter import AdapterDense
+from mindpet.delta.lora import LoRADense
+from mindpet.delta.low_rank_adapter import LowRankAdapterDense
+from mindpet.tuning.config import (
+    AdapterConfig,
+    BitFitConfig,
+    LoraConfig,
+    LowRankAdapterConfig,
+    PeftConfig,
+)
+from mindpet.tuning.layers import Network, as_dense
+from mindpet.tuning.placements import placement_of
+from mindpet.tuning.targets import ALL_LINEAR, TargetMatch, match_keys, match_targets
+from mindpet.utils.exceptions import InputError
+
+__all__ = ["Plan", "plan_adapter", "plan_bitfit", "plan_lora", "plan_low_rank_adapter"]
+
+_DENSE = "dense layer"
+
+
+@dataclass
+class Plan:
+    """What a configuration changes.
+
+    Attributes:
+        config: The configuration.
+        cells: The new cell for each layer that is replaced, by the layer's path.
+        feeds: The prefix cell for each attention that is fed, by the attention's path.
+        children: Further cells that hang on the network itself, by their name there.
+        trained: Names of the network's own parameters that are trained and saved.
+        matches: What the entries of the configuration have matched.
+    """
+
+    config: PeftConfig
+    cells: dict[str, nn.Cell] = field(default_factory=dict)
+    feeds: dict[str, nn.Cell] = field(default_factory=dict)
+    children: dict[str, nn.Cell] = field(default_factory=dict)
+    trained: list[str] = field(default_factory=list)
+    matches: list[TargetMatch] = field(default_factory=list)
+
+
+def plan_lora(network: Network, config: LoraConfig, compute_dtype: Any) -> Plan:
+    """Plan LoRA: each target becomes a layer with a branch of its own rank and scale."""
+    plan = _start(network, config)
+    paths = _targets(plan, network, config.target_modules, lambda: placement_of(network.dense_paths).lora)
+    ranks = _pattern(plan, "rank_pattern", config.rank_pattern, paths)
+    alphas = _pattern(plan, "alpha_pattern", config.alpha_pattern, paths)
+
+    def build(path: str, dense: nn.Dense) -> nn.Cell:
+        rank, alpha = ranks.get(path, config.r), alphas.get(path, config.lora_alpha)
+        return LoRADense.from_dense(dense, rank, alpha, config.lora_dropout, compute_dtype=compute_dtype)
+
+    _replace(plan, network, paths, build)
+    if config.bias != "none":
+        plan.trained += _biases(network, paths if config.bias == "lora_only" else None)
+    return plan
+
+
+def plan_adapter(network: Network, config: AdapterConfig, compute_dtype: Any) -> Plan:
+    """Plan adapters: each target becomes a dense layer that an adapter follows."""
+    plan = _start(network, config)
+    paths = _targets(plan, network, config.target_modules, lambda: placement_of(network.dense_paths).adapter)
+    _replace(
+        plan,
+        network,
+        paths,
+        lambda path, dense: AdapterDense.from_dense(
+            dense, config.bottleneck_size, config.non_linearity, compute_dtype=compute_dtype, up_init=config.up_init
+        ),
+    )
+    return plan
+
+
+def plan_low_rank_adapter(network: Network, config: LowRankAdapterConfig, compute_dtype: Any) -> Plan:
+    """Plan low-rank adapters: each target becomes a dense layer that a low-rank adapter follows."""
+    plan = _start(network, config)
+    paths = _targets(plan, network, config.target_modules, lambda: placement_of(network.dense_paths).adapter)
+    _replace(
+        plan,
+        network,
+        paths,
+        lambda path, dense: LowRankAdapterDense.from_dense(
+            dense,
+            config.reduction_factor,
+            config.low_rank_size,
+            config.low_rank_w_init,
+            config.non_linearity,
+            compute_dtype=compute_dtype,
+            up_init=config.low_rank_w_init if config.up_init is None else config.up_init,
+        ),
+    )
+    return plan
+
+
+def plan_bitfit(network: Network, config: BitFitConfig, compute_dtype: Any) -> Plan:
+    """Plan BitFit: the biases of the network, or of the targets, are trained."""
+    plan = _start(network, config)
+    if config.target_modules is None:
+        plan.trained += _biases(network, None)
+        if not plan.trained:
+            raise InputError("the network has no parameter whose name ends in bias; choose another method")
+        return plan
+    owners = [path for path, cell in network.cells.items() if any(map(_is_bias, _names(cell)))]
+    for match in match_targets("bitfit", "target_modules", config.target_modules, owners, "cell with a bias"):
+        plan.matches.append(match)
+        plan.trained += _biases(network, match.paths)
+    return plan
+
+
+def _start(network: Network, config: PeftConfig) -> Plan:
+    """Return a plan that trains `modules_to_save`."""
+    plan = Plan(config)
+    saved = match_targets(config.method, "modules_to_save", config.modules_to_save, list(network.cells), "cell")
+    for match in saved:
+        plan.matches.append(match)
+        for path in match.paths:
+            plan.trained += _names(network.cells[path])
+    return plan
+
+
+def _targets(
+    plan: Plan, network: Network, given: str | Sequence[str] | None, default: Callable[[], Sequence[str]]
+) -> list[str]:
+    """Match `target_modules`, by default the architecture's, and return the layers' paths in the network's order."""
+    method = plan.config.method
+    paths = network.dense_paths
+    if given == ALL_LINEAR:
+        saved = {path for match in plan.matches for path in match.paths}
+        found = tuple(path for path in paths if not any(path == s or path.startswith(f"{s}.") for s in saved))
+        if not found:
+            raise InputError(
+                f"target_modules: {ALL_LINEAR!r} matches no {_DENSE} of the network outside modules_to_save"
+            )
+        matches = [TargetMatch(method, "target_modules", ALL_LINEAR, found)]
+    else:
+        matches = match_targets(method, "target_modules", default() if given is None else given, paths, _DENSE)
+    plan.matches += matches
+    chosen = {path for match in matches for path in match.paths}
+    return [path for path in paths if path in chosen]
+
+
+def _pattern(plan: Plan, field_name: str, pattern: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
+    """Return the pattern's value for each path that a key matches; the first key counts."""
+    values: dict[str, Any] = {}
+    for match in match_keys(plan.config.method, field_name, pattern, paths):
+        plan.matches.append(match)
+        values = {path: pattern[match.entry] for path in match.paths} | values
+    return values
+
+
+def _replace(plan: Plan, network: Network, paths: Sequence[str], build: Callable[[str, nn.Dense], nn.Cell]) -> None:
+    for path in paths:
+        try:
+            plan.cells[path] = build(path, as_dense(path, network.cells[path]))
+        except (TypeError, ValueError, KeyError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path} cannot be adapted by {plan.config.method}: {error}") from error
+
+
+def _biases(network: Network, paths: Sequence[str] | None) -> list[str]:
+    """Return the names of the biases below `paths`, or of the whole network."""
+    cells = [network.root] if paths is None else [network.cells[path] for path in paths]
+    return [name for cell in cells for name in _names(cell) if _is_bias(name)]
+
+
+def _names(cell: nn.Cell) -> list[str]:
+    return [parameter.name for parameter in cell.get_parameters()]
+
+
+def _is_bias(name: str) -> bool:
+    return name.endswith("bias")

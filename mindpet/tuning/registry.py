@@ -1,0 +1,41 @@
+"""The methods: one line each. Command line, tests and tables are made from here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mindpet.tuning import config, plans
+from mindpet.tuning.layers import Network
+from mindpet.tuning.plans import Plan
+
+__all__ = ["METHODS", "Method"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A tuning method.
+
+    Attributes:
+        name: Its freezing mode, its value on the command line, and the word in its parameters' names.
+        config: Its configuration's class.
+        linear: Whether it can be merged into the base weights.
+        plan: `plan(network, config, compute_dtype)` says what it changes.
+    """
+
+    name: str
+    config: type[config.PeftConfig]
+    linear: bool
+    plan: Callable[[Network, Any, Any], Plan]
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("lora", config.LoraConfig, True, plans.plan_lora),
+        Method("adapter", config.AdapterConfig, False, plans.plan_adapter),
+        Method("low_rank_adapter", config.LowRankAdapterConfig, False, plans.plan_low_rank_adapter),
+        Method("bitfit", config.BitFitConfig, False, plans.plan_bitfit),
+    )
+}

@@ -1,0 +1,125 @@
+"""What is attached to a network: one plain object on it, which no `construct` reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from mindspore import Parameter, nn
+
+from mindpet.graph.parameters import canonical_name
+from mindpet.tuning.config import PeftConfig
+from mindpet.tuning.places import Place
+from mindpet.tuning.targets import TargetMatch
+from mindpet.utils.exceptions import InputError
+
+__all__ = [
+    "STATE_ATTRIBUTE",
+    "STATE_MARK",
+    "Feed",
+    "PeftState",
+    "Replacement",
+    "adapter_parameters",
+    "require_state",
+    "state_of",
+]
+
+STATE_ATTRIBUTE = "mindpet_state"
+STATE_MARK = "mindpet_state_"  # in the name of each parameter that is state: never trained, counted or saved
+_DELTA_MARK = "mindpet_delta_"
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A layer that a delta cell has replaced.
+
+    Attributes:
+        path: Where it hangs first in the network.
+        method: The method's name.
+        places: Every place where it hangs.
+        original: The plain layer.
+        cell: The delta cell in its place, with the same Parameter objects.
+    """
+
+    path: str
+    method: str
+    places: tuple[Place, ...]
+    original: nn.Cell
+    cell: nn.Cell
+
+
+@dataclass(frozen=True)
+class Feed:
+    """A cell that hands prefix keys and values to an attention.
+
+    Attributes:
+        path: The attention's path.
+        method: The method's name.
+        attention: The attention; its attribute `prefix` is the cell.
+        cell: The cell.
+    """
+
+    path: str
+    method: str
+    attention: nn.Cell
+    cell: nn.Cell
+
+
+@dataclass
+class PeftState:
+    """What `get_peft_model` has changed, and what undoing it needs.
+
+    Attributes:
+        configs: What was attached, in order.
+        replacements: The replaced layers, in the network's order.
+        feeds: The prefix cells, in the network's order.
+        children: Names of further cells that hang on the network itself, such as a prefix encoder.
+        marked: The network's own parameters that are trained and saved (biases, modules_to_save), by name, with a copy
+            of each value before training.
+        was_trainable: `requires_grad` of each parameter before attaching, by name.
+        matches: What each entry of the configurations has matched.
+        merged: What merging keeps; None while nothing is merged.
+    """
+
+    configs: tuple[PeftConfig, ...]
+    replacements: list[Replacement] = field(default_factory=list)
+    feeds: list[Feed] = field(default_factory=list)
+    children: list[str] = field(default_factory=list)
+    marked: dict[str, np.ndarray] = field(default_factory=dict)
+    was_trainable: dict[str, bool] = field(default_factory=dict)
+    matches: tuple[TargetMatch, ...] = ()
+    merged: Any = None
+
+
+def state_of(network: nn.Cell) -> PeftState | None:
+    """Return what is attached to a network, or None."""
+    return getattr(network, STATE_ATTRIBUTE, None)
+
+
+def require_state(network: nn.Cell) -> PeftState:
+    """Return what is attached to a network.
+
+    Raises:
+        InputError: Nothing is attached.
+    """
+    state = state_of(network)
+    if state is None:
+        raise InputError(
+            f"nothing is attached to this {type(network).__name__}; call get_peft_model on this very cell first"
+        )
+    return state
+
+
+def adapter_parameters(network: nn.Cell) -> dict[str, Parameter]:
+    """Return what an adapter's file holds, by canonical name: the methods' parameters and the marked ones.
+
+    Raises:
+        InputError: Nothing is attached.
+    """
+    marked = require_state(network).marked
+    return {
+        canonical_name(parameter.name): parameter
+        for parameter in network.get_parameters()
+        if STATE_MARK not in parameter.name and (_DELTA_MARK in parameter.name or parameter.name in marked)
+    }
