@@ -1,6 +1,7 @@
 """The tuning methods, one file each."""
 
 from mindpet.delta.adapter import AdapterDense, AdapterLayer
+from mindpet.delta.ia3 import IA3Dense
 from mindpet.delta.lora import LoRADense
 from mindpet.delta.low_rank_adapter import LowRankAdapterDense, LowRankAdapterLayer, LowRankLinear
 from mindpet.delta.prefix_layer import PrefixLayer
@@ -10,6 +11,7 @@ from mindpet.delta.r_drop import RDropLoss, rdrop_repeat
 __all__ = [
     "AdapterDense",
     "AdapterLayer",
+    "IA3Dense",
     "LoRADense",
     "LowRankAdapterDense",
     "LowRankAdapterLayer",

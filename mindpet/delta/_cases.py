@@ -11,6 +11,7 @@ from mindspore import dtype as mstype
 from mindpet.delta import _reference
 from mindpet.delta._reference import Array
 from mindpet.delta.adapter import AdapterDense, AdapterLayer
+from mindpet.delta.ia3 import IA3Dense
 from mindpet.delta.lora import LoRADense
 from mindpet.delta.low_rank_adapter import LowRankAdapterDense, LowRankAdapterLayer
 
@@ -18,6 +19,8 @@ __all__ = [
     "ADAPTER",
     "ADAPTER_DENSE",
     "DENSE_LAYERS",
+    "IA3",
+    "IA3_FEEDFORWARD",
     "INPUTS",
     "LAYERS",
     "LORA",
@@ -72,6 +75,16 @@ LORA = Layer(
     {**_BASE, "lora_rank": 2, "lora_alpha": 3},
     lambda x, parameters, activation: _reference.lora_dense(x, parameters, 1.5, activation),
 )
+IA3 = Layer(
+    IA3Dense,
+    _BASE,
+    lambda x, parameters, activation: _reference.ia3_dense(x, parameters, False, activation),
+)
+IA3_FEEDFORWARD = Layer(
+    IA3Dense,
+    {**_BASE, "feedforward": True},
+    lambda x, parameters, activation: _reference.ia3_dense(x, parameters, True, activation),
+)
 ADAPTER_DENSE = Layer(
     AdapterDense,
     {**_BASE, "bottleneck_size": 3},
@@ -94,7 +107,13 @@ LOW_RANK = Layer(
     lambda x, parameters, activation: _reference.low_rank_adapter(x, parameters, activation),
     has_base=False,
 )
-DENSE_LAYERS = {"lora": LORA, "adapter_dense": ADAPTER_DENSE, "low_rank_adapter_dense": LOW_RANK_DENSE}
+DENSE_LAYERS = {
+    "lora": LORA,
+    "ia3": IA3,
+    "ia3_feedforward": IA3_FEEDFORWARD,
+    "adapter_dense": ADAPTER_DENSE,
+    "low_rank_adapter_dense": LOW_RANK_DENSE,
+}
 LAYERS = DENSE_LAYERS | {"adapter": ADAPTER, "low_rank_adapter": LOW_RANK}
 
 

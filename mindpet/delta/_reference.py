@@ -14,6 +14,7 @@ __all__ = [
     "adapter",
     "adapter_dense",
     "dense",
+    "ia3_dense",
     "lora_dense",
     "low_rank_adapter",
     "low_rank_adapter_dense",
@@ -86,6 +87,13 @@ def lora_dense(x: Array, parameters: Parameters, scaling: float, activation: str
     """Return activation(x weight^T + bias + scaling x lora_a^T lora_b^T)."""
     branch = x @ parameters["mindpet_delta_lora_a"].T @ parameters["mindpet_delta_lora_b"].T
     return _activate(activation, dense(x, parameters) + scaling * branch)
+
+
+def ia3_dense(x: Array, parameters: Parameters, feedforward: bool = False, activation: str | None = None) -> Array:
+    """Return activation(scale * (x weight^T + bias)), or with `feedforward` activation((scale * x) weight^T + bias)."""
+    scale = parameters["mindpet_delta_ia3_scale"]
+    rows = dense(x * scale, parameters) if feedforward else scale * dense(x, parameters)
+    return _activate(activation, rows)
 
 
 def adapter(x: Array, parameters: Parameters, non_linearity: str = "gelu") -> Array:

@@ -103,8 +103,9 @@ class _Repeated(nn.Cell):
 def _dense_trial(layer: Layer) -> Trial:
     """Return the trial of a layer on rows, with bias and GELU."""
     activation = {"activation": "gelu"} if layer.has_base else {}
+    form = " (feedforward)" if layer.sizes.get("feedforward") else ""
     return Trial(
-        layer.cell.__name__,
+        layer.cell.__name__ + form,
         lambda dtype: _Alone(layer.make(param_init_type=dtype, compute_dtype=dtype, **activation)),
         lambda inputs, parameters: (layer.formula(inputs[0], parameters, "gelu"),),
         (random_input((BATCH, LENGTH, INPUTS), np.float64),),

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from mindpet.delta import AdapterDense, AdapterLayer, LoRADense, LowRankAdapterDense, LowRankAdapterLayer, PrefixEncoder
+from mindpet.delta import (
+    AdapterDense,
+    AdapterLayer,
+    IA3Dense,
+    LoRADense,
+    LowRankAdapterDense,
+    LowRankAdapterLayer,
+    PrefixEncoder,
+)
 from mindpet.delta._activations import ACTIVATIONS
 from tests.delta.layers import DENSE_LAYERS, INPUTS, LAYERS, OUTPUTS, random_input, randomise, strategies_of
 
@@ -165,13 +173,13 @@ def test_a_strategy_for_a_primitive_that_is_not_there_is_ignored():
 
 def _strategy_argument(layer):
     """Return the class's keywords for the activation of the base and for that of the bottleneck."""
-    if layer.cell is LoRADense:
+    if layer.cell in (LoRADense, IA3Dense):
         return ("strategy_activation",)
     return ("strategy_activation_org", "strategy_non_linearity") if layer.has_base else ("strategy_non_linearity",)
 
 
 def _with_activation(layer, name):
-    if layer.cell is LoRADense:
+    if layer.cell in (LoRADense, IA3Dense):
         return layer.make(activation=name)
     return layer.make(activation=name, non_linearity=name) if layer.has_base else layer.make(non_linearity=name)
 
@@ -293,7 +301,7 @@ def test_adapter_strategies_follow_from_the_base():
     }
 
 
-@pytest.mark.parametrize("layer", DENSE_LAYERS.values(), ids=DENSE_LAYERS)
+@pytest.mark.parametrize("layer", [layer for layer in DENSE_LAYERS.values() if layer.cell in EXAMPLES])
 def test_a_dense_layer_derives_strategies_for_all_that_shard_reaches(layer):
     base = nn.Dense(INPUTS, OUTPUTS, activation="relu")
     base.matmul.shard(((2, 1), (4, 1)))
