@@ -39,8 +39,10 @@ class DeltaDense(nn.Dense):
 
     Its children put something between the steps `to_rows`, `base_product` and `finish`, or after `dense_output`. The
     primitives `matmul` and `bias_add`, the parameters `weight` and `bias` and the `activation` are those of nn.Dense
-    and may be assigned.
+    and may be assigned. `merged` says that the weight holds what a child adds, which must not be trained then.
     """
+
+    merged = False
 
     def __init__(
         self,

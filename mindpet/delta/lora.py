@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 from mindspore.common.initializer import HeUniform
@@ -14,7 +15,9 @@ from mindpet.delta._checks import (
     check_positive_int,
 )
 from mindpet.delta._dense import DeltaDense, make_parameter
+from mindpet.delta._host import host_values
 from mindpet.delta._shard import shard_methods
+from mindpet.delta._state import refuse_merged_training
 from mindpet.utils.version_control import get_dropout
 
 __all__ = ["LoRADense"]
@@ -110,7 +113,7 @@ class LoRADense(DeltaDense):
         )
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
-        self.scaling = lora_alpha / lora_rank
+        self.scaling: Any = lora_alpha / lora_rank
         self.lora_dropout = get_dropout(lora_dropout)
         self.lora_a_matmul = ops.MatMul(transpose_b=True)
         self.lora_b_matmul = ops.MatMul(transpose_b=True)
@@ -163,10 +166,23 @@ class LoRADense(DeltaDense):
 
     def branch(self, rows: Tensor) -> Tensor:
         """Return scaling * dropout(rows) lora_a^T lora_b^T, of shape (rows, out_channels)."""
+        refuse_merged_training(self)
+        return self.mul(self.low_rank(self.lora_dropout(rows)), self.cast(self.scaling, self.compute_dtype))
+
+    def low_rank(self, rows: Tensor) -> Tensor:
+        """Return rows lora_a^T lora_b^T, of shape (rows, out_channels)."""
         lora_a = self.cast(self.mindpet_delta_lora_a, self.compute_dtype)
         lora_b = self.cast(self.mindpet_delta_lora_b, self.compute_dtype)
-        hidden = self.lora_a_matmul(self.lora_dropout(rows), lora_a)  # (rows, lora_rank)
-        return self.mul(self.lora_b_matmul(hidden, lora_b), self.cast(self.scaling, self.compute_dtype))
+        return self.lora_b_matmul(self.lora_a_matmul(rows, lora_a), lora_b)
+
+    def merged_values(self) -> dict[str, np.ndarray]:
+        """Return the values with which the base layer alone computes what this layer does, by attribute, in float32.
+
+        That is weight + scaling * lora_b lora_a, computed on the host in the weight's own layout.
+        """
+        change = host_values(self.mindpet_delta_lora_b) @ host_values(self.mindpet_delta_lora_a)
+        change *= host_values(self.scaling)
+        return {"weight": host_values(self.weight) + (change if self.matmul.transpose_b else change.T)}
 
     shard, shard_like = shard_methods(
         {

@@ -31,6 +31,7 @@ _METHOD_OF_MODE = {
     "adapter": "adapter",
     "low_rank_adapter": "low_rank_adapter",
     "ptuning2": "ptuning2",
+    "ia3": "ia3",
 }
 _MODES = (*_METHOD_OF_MODE, "bitfit")
 
@@ -97,7 +98,8 @@ def freeze_delta(model: nn.Cell, mode: str, include: list[str] | None = None, ex
 
     Args:
         model: The network.
-        mode: 'lora', 'prefix' (or 'prefixtuning'), 'adapter', 'low_rank_adapter', 'ptuning2' or 'bitfit', in any case.
+        mode: 'lora', 'prefix' (or 'prefixtuning'), 'adapter', 'low_rank_adapter', 'ptuning2', 'ia3' or 'bitfit', in any
+            case.
         include: Patterns of further parameters to freeze.
         exclude: Patterns of parameters to keep trainable, for example ['*head*'].
 
@@ -138,14 +140,14 @@ def freeze_from_config(model: nn.Cell, config_path: str) -> None:
 
 
 def count_parameters(net: nn.Cell) -> ParameterCount:
-    """Count the trainable and the frozen numbers of a network.
+    """Count the trainable and the frozen numbers of a network; what attaching keeps as state is not counted.
 
     Raises:
         TypeError: `net` is no Cell.
     """
     _check_model(net)
     counts = {True: 0, False: 0}
-    for parameter in net.get_parameters():
+    for parameter in (item.parameter for item in labelled_parameters(net)):
         counts[parameter.requires_grad] += math.prod(parameter.shape)
     return ParameterCount(trainable=counts[True], frozen=counts[False])
 

@@ -9,6 +9,7 @@ from mindspore import Parameter, nn
 from mindspore.experimental import optim
 
 from mindpet.utils.exceptions import InputError
+from mindpet.utils.names import STATE_MARK
 
 __all__ = ["LabelledParameter", "canonical_name", "labelled_parameters", "own_parameters", "trainable_parameters"]
 
@@ -30,11 +31,13 @@ class LabelledParameter:
 
 
 def labelled_parameters(net: nn.Cell) -> list[LabelledParameter]:
-    """Return each parameter of the network once, in the order of `net.parameters_and_names()`."""
+    """Return each parameter of the network once, in the order of `net.parameters_and_names()`, without state."""
     parameters: dict[int, Parameter] = {}
     labels: dict[int, dict[str, None]] = {}
     for cell_path, cell in net.cells_and_names():
         for path, parameter in cell.parameters_and_names(cell_path, expand=False):
+            if STATE_MARK in parameter.name:
+                continue
             parameters[id(parameter)] = parameter
             labels.setdefault(id(parameter), {})[path] = None
     return [

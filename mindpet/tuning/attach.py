@@ -9,13 +9,15 @@ from functools import partial
 from mindspore import nn
 from mindspore.common import dtype as mstype
 
+from mindpet.tuning.compiled import forget_compiled, refuse_stale
 from mindpet.tuning.config import PeftConfig
 from mindpet.tuning.layers import Network
 from mindpet.tuning.places import Place, find_places
 from mindpet.tuning.plans import Plan
 from mindpet.tuning.registry import METHODS
-from mindpet.tuning.state import STATE_ATTRIBUTE, STATE_MARK, Feed, PeftState, Replacement, require_state, state_of
+from mindpet.tuning.state import STATE_ATTRIBUTE, Feed, PeftState, Replacement, require_state, state_of
 from mindpet.utils.exceptions import InputError
+from mindpet.utils.names import DELTA_MARK, STATE_MARK
 
 __all__ = ["detach", "get_peft_model"]
 
@@ -39,10 +41,12 @@ def get_peft_model(
     Raises:
         InputError: An entry matches nothing, two methods want one layer, something is attached already, or a layer
             cannot be adapted.
+        CompiledNetworkError: An optimizer, or a function captured as bytecode, lives that would not notice the change.
         TypeError: `network` is no Cell or `config` no configuration.
     """
     configs = _as_configs(network, config)
     _check_fresh(network)
+    refuse_stale(network)
     view = Network(network)
     plans = [METHODS[one.method].plan(view, one, compute_dtype) for one in configs]
     _check_conflicts(plans)
@@ -54,8 +58,10 @@ def detach(network: nn.Cell) -> None:
     """Put the plain layers back with their Parameters, values as they are, and restore what was trainable.
 
     Args:
-        network: A network with something attached; without, this is an InputError. The caller has checked what must
-            be checked, and clears what was compiled.
+        network: A network with something attached; the caller has checked whatever must be checked.
+
+    Raises:
+        InputError: Nothing is attached.
     """
     state = require_state(network)
     for replacement in state.replacements:
@@ -68,6 +74,7 @@ def detach(network: nn.Cell) -> None:
     for parameter in network.get_parameters():
         parameter.requires_grad = state.was_trainable[parameter.name]
     delattr(network, STATE_ATTRIBUTE)
+    forget_compiled()
 
 
 def _as_configs(network: nn.Cell, config: PeftConfig | Sequence[PeftConfig]) -> tuple[PeftConfig, ...]:
@@ -94,7 +101,7 @@ def _check_fresh(network: nn.Cell) -> None:
             f"the network has {methods} attached already; give all methods as one list, or call mindpet.unload first"
         )
     names = Counter(parameter.name for parameter in network.get_parameters())
-    by_hand = next((name for name in names if "mindpet_delta_" in name), None)
+    by_hand = next((name for name in names if DELTA_MARK in name), None)
     if by_hand:
         raise InputError(
             f"the network has the delta parameter {by_hand} already; attach to a network without delta layers, or"
@@ -140,6 +147,7 @@ def _carry_out(network: nn.Cell, view: Network, plans: Sequence[Plan]) -> None:
                 parameter.name not in own or parameter.name in marked
             )
         setattr(network, STATE_ATTRIBUTE, state)
+        forget_compiled()
     except BaseException:
         for step in reversed(undo):
             step()

@@ -8,12 +8,15 @@ from typing import Any
 
 from mindspore import nn
 
+from mindpet.delta._state import hold_scale
 from mindpet.delta.adapter import AdapterDense
+from mindpet.delta.ia3 import IA3Dense
 from mindpet.delta.lora import LoRADense
 from mindpet.delta.low_rank_adapter import LowRankAdapterDense
 from mindpet.tuning.config import (
     AdapterConfig,
     BitFitConfig,
+    IA3Config,
     LoraConfig,
     LowRankAdapterConfig,
     PeftConfig,
@@ -23,7 +26,7 @@ from mindpet.tuning.placements import placement_of
 from mindpet.tuning.targets import ALL_LINEAR, TargetMatch, match_keys, match_targets
 from mindpet.utils.exceptions import InputError
 
-__all__ = ["Plan", "plan_adapter", "plan_bitfit", "plan_lora", "plan_low_rank_adapter"]
+__all__ = ["Plan", "plan_adapter", "plan_bitfit", "plan_ia3", "plan_lora", "plan_low_rank_adapter"]
 
 _DENSE = "dense layer"
 
@@ -102,6 +105,25 @@ def plan_low_rank_adapter(network: Network, config: LowRankAdapterConfig, comput
     return plan
 
 
+def plan_ia3(network: Network, config: IA3Config, compute_dtype: Any) -> Plan:
+    """Plan IA3: each target gets a factor for each output, or for each input where it is a feed-forward layer."""
+    plan = _start(network, config)
+    paths = _targets(plan, network, config.target_modules, lambda: placement_of(network.dense_paths).ia3)
+    feedforward = config.feedforward_modules
+    if feedforward is None:
+        feedforward = placement_of(network.dense_paths).feedforward if config.target_modules is None else ()
+    matches = match_targets("ia3", "feedforward_modules", feedforward, paths, "target of IA3")
+    plan.matches += matches
+    scaled_inside = {path for match in matches for path in match.paths}
+    _replace(
+        plan,
+        network,
+        paths,
+        lambda path, dense: IA3Dense.from_dense(dense, path in scaled_inside, compute_dtype=compute_dtype),
+    )
+    return plan
+
+
 def plan_bitfit(network: Network, config: BitFitConfig, compute_dtype: Any) -> Plan:
     """Plan BitFit: the biases of the network, or of the targets, are trained."""
     plan = _start(network, config)
@@ -161,11 +183,14 @@ def _pattern(plan: Plan, field_name: str, pattern: Mapping[str, Any], paths: Seq
 def _replace(plan: Plan, network: Network, paths: Sequence[str], build: Callable[[str, nn.Dense], nn.Cell]) -> None:
     for path in paths:
         try:
-            plan.cells[path] = build(path, as_dense(path, network.cells[path]))
+            cell = build(path, as_dense(path, network.cells[path]))
         except (TypeError, ValueError, KeyError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} cannot be adapted by {plan.config.method}: {error}") from error
+        if hasattr(cell, "scaling"):
+            hold_scale(cell)
+        plan.cells[path] = cell
 
 
 def _biases(network: Network, paths: Sequence[str] | None) -> list[str]:

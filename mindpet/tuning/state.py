@@ -13,6 +13,7 @@ from mindpet.tuning.config import PeftConfig
 from mindpet.tuning.places import Place
 from mindpet.tuning.targets import TargetMatch
 from mindpet.utils.exceptions import InputError
+from mindpet.utils.names import DELTA_MARK, STATE_MARK
 
 __all__ = [
     "STATE_ATTRIBUTE",
@@ -26,8 +27,6 @@ __all__ = [
 ]
 
 STATE_ATTRIBUTE = "mindpet_state"
-STATE_MARK = "mindpet_state_"  # in the name of each parameter that is state: never trained, counted or saved
-_DELTA_MARK = "mindpet_delta_"
 
 
 @dataclass(frozen=True)
@@ -121,5 +120,5 @@ def adapter_parameters(network: nn.Cell) -> dict[str, Parameter]:
     return {
         canonical_name(parameter.name): parameter
         for parameter in network.get_parameters()
-        if STATE_MARK not in parameter.name and (_DELTA_MARK in parameter.name or parameter.name in marked)
+        if STATE_MARK not in parameter.name and (DELTA_MARK in parameter.name or parameter.name in marked)
     }

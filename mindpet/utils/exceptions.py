@@ -2,6 +2,7 @@
 
 __all__ = [
     "AbsolutePathError",
+    "CompiledNetworkError",
     "DivergedError",
     "InputError",
     "LinkPathError",
@@ -19,6 +20,10 @@ class InputError(ValueError):
     The message is one sentence for the person who handed it in: the place (file and line), what was found, what is
     expected and what to do. The command line prints it and ends with exit code 2.
     """
+
+
+class CompiledNetworkError(InputError):
+    """A network cannot be changed while an optimizer or a compiled function lives that would not notice."""
 
 
 class DivergedError(RuntimeError):
