@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mindpet.cli._options import with_options
+from mindpet.train.cluster import devices_to_launch
+from mindpet.train.launch import follow_the_launcher, launch
 from mindpet.train.settings import FinetuneSettings, load_settings
 
 __all__ = ["command", "run"]
@@ -26,6 +29,9 @@ def command(
 
 def run(settings: FinetuneSettings, examples: int) -> None:
     """Fine-tune, show progress on stderr, and print the closing tables and `examples` test texts on stdout."""
+    follow_the_launcher()
+    if (devices := devices_to_launch(settings)) > 1:
+        raise typer.Exit(launch(sys.argv[1:], devices))
     from rich.console import Console
 
     from mindpet.train.finetune import finetune
@@ -33,9 +39,12 @@ def run(settings: FinetuneSettings, examples: int) -> None:
 
     progress, result = Console(stderr=True), Console()
     outcome = finetune(settings, progress)
+    progress.quiet = result.quiet = not outcome.ranks.is_first
     if not outcome.finished:
         progress.print(f"ended early; last checkpoint: {outcome.checkpoint}; --resume goes on", soft_wrap=True)
         raise typer.Exit(1)
+    if not outcome.ranks.is_first:
+        return
     for table in closing_tables(outcome):
         result.print(table)
     if examples:

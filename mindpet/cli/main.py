@@ -8,6 +8,7 @@ import typer
 
 from mindpet import __version__
 from mindpet.cli import demo, doctor, finetune
+from mindpet.train.launch import RankError
 from mindpet.utils.exceptions import DivergedError, InputError
 
 __all__ = ["app", "main"]
@@ -40,7 +41,7 @@ def main() -> None:
     """Run the program: exit code 0 when all went well, 1 when a run failed or was ended, 2 for bad input."""
     try:
         app()
-    except (InputError, DivergedError) as error:
+    except (InputError, DivergedError, RankError) as error:
         print(f"mindpet: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
     except KeyboardInterrupt:

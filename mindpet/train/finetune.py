@@ -7,19 +7,21 @@ from typing import Any
 
 import numpy as np
 from mindspore import nn
-from mindspore.train import CheckpointConfig, RunContext
+from mindspore.train import Callback, CheckpointConfig, RunContext
 from rich.console import Console
 
 from mindpet.data.batches import Batches
-from mindpet.data.dataset import ClassificationData, Split
+from mindpet.data.dataset import ClassificationData
 from mindpet.graph import ParameterCount, TrainableParamsCheckPoint, count_parameters
+from mindpet.train.cluster import require_devices, with_devices_of_the_cluster
 from mindpet.train.evaluate import predict
-from mindpet.train.journal import Journal
-from mindpet.train.loop import Position, train
+from mindpet.train.journal import Follower, Journal
+from mindpet.train.loop import Observer, Position, train
 from mindpet.train.memory import parameter_megabytes, peak_megabytes
 from mindpet.train.optimizer import build_optimizer, linear_schedule
 from mindpet.train.prepare import Job, is_head, prepare
 from mindpet.train.progress import TrainingProgress
+from mindpet.train.ranks import Ranks
 from mindpet.train.resume import SavedRun, put_back, write_run
 from mindpet.train.run_folder import CHECKPOINTS_KEPT, RunFolder
 from mindpet.train.settings import FinetuneSettings, settings_of_the_run
@@ -40,6 +42,7 @@ class Outcome:
         metrics: What `metrics.json` holds; empty when the run did not finish.
         data: The texts and their labels.
         predicted: The label given to each test text.
+        ranks: The processes of the run; what only the first one knows is empty on the others.
     """
 
     finished: bool
@@ -48,6 +51,7 @@ class Outcome:
     metrics: dict[str, Any]
     data: ClassificationData
     predicted: np.ndarray
+    ranks: Ranks
 
 
 class _EpochCheckpoint(TrainableParamsCheckPoint):
@@ -66,6 +70,9 @@ def finetune(settings: FinetuneSettings, console: Console) -> Outcome:
     losses and metrics on the same machine, bit for bit; so does a run that is ended or killed and then resumed (on a
     CPU with dropout too).
 
+    With several devices each of the processes that were started together, by `mindpet.train.launch` or `msrun`, calls
+    this function; the first rank alone prints and writes.
+
     Args:
         settings: What to do. With `resume`, the settings with which the run in `out` was started are taken.
         console: Where progress is shown.
@@ -77,69 +84,95 @@ def finetune(settings: FinetuneSettings, console: Console) -> Outcome:
         InputError: A file, folder or setting cannot be used; nothing was written.
         DivergedError: The loss is no longer finite; the last good checkpoint stays.
     """
+    settings = with_devices_of_the_cluster(settings)
     folder = RunFolder(settings.out, settings.overwrite, settings.resume)
     if settings.resume and folder.settings.exists():
         settings = settings_of_the_run(settings, folder.settings)
-    return _run(prepare(settings, folder, console), console)
+    require_devices(settings)
+    outcome = _run(prepare(settings, folder, console))
+    outcome.ranks.meet()
+    return outcome
 
 
-def _run(job: Job, console: Console) -> Outcome:
-    """Train, evaluate and write the run folder."""
-    settings, folder, network, batches = job.settings, job.folder, job.network, job.encoded.train
-    counts = count_parameters(network)
-    steps = settings.epochs * batches.steps_per_epoch
+def _run(job: Job) -> Outcome:
+    """Train and evaluate; the first rank writes the run folder."""
+    settings, folder, ranks = job.settings, job.folder, job.ranks
+    counts = count_parameters(job.network)
     optimizer = build_optimizer(
-        network,
-        steps=steps,
+        job.network,
+        steps=_all_steps(job),
         learning_rate=settings.learning_rate,
         head_learning_rate=settings.head_learning_rate,
         warmup_ratio=settings.warmup_ratio,
         weight_decay=settings.weight_decay,
         is_head=is_head,
     )
-    step = TrainStep(network, optimizer, scale_loss=settings.dtype == "float16", seed=settings.seed)
-    earlier = _open_folder(job, step, console)
-    start = Position() if job.saved is None else job.saved.position
-    with TrainingProgress(console, steps, settings.epochs, done=_steps_before(start, batches)) as progress:
+    step = TrainStep(
+        job.network, optimizer, scale_loss=settings.dtype == "float16", seed=settings.seed, ranks=job.ranks
+    )
+    if job.saved is not None:
+        put_back(job.saved.tensors, step.state(), folder.state)
+    journal = None
+    if ranks.is_first:
+        finished, journal = _train_and_write(job, step)
+    else:
+        finished = _train(job, step, Follower(lambda: _accuracy(job)))
+    if not finished:
+        return Outcome(False, folder, folder.newest_checkpoint(), {}, job.data, np.empty(0, int), ranks)
+    predicted = predict(job.network, job.encoded.test, ranks)
+    metrics = {}
+    if journal is not None:
+        metrics = _metrics(job, counts, optimizer, journal, predicted)
+        folder.write_metrics(metrics)
+    return Outcome(True, folder, folder.newest_checkpoint(), metrics, job.data, predicted, ranks)
+
+
+def _train_and_write(job: Job, step: TrainStep) -> tuple[bool, Journal]:
+    """Train as the first rank, which keeps the run folder; tell whether all passes were made."""
+    folder = job.folder
+    earlier = _open_folder(job)
+    done = 0 if job.saved is None else _steps_before(job.saved.position, job.encoded.train)
+    with TrainingProgress(job.console, _all_steps(job), job.settings.epochs, done=done) as progress:
         journal = Journal(
             folder,
             progress,
-            measure=lambda: _accuracy(network, job.encoded.valid, job.data.valid),
+            measure=lambda: _accuracy(job),
             save_state=lambda position: write_run(folder.state, _state(job, step, position)),
             earlier=earlier,
         )
         try:
-            finished = train(
-                step,
-                batches,
-                epochs=settings.epochs,
-                learning_rates=linear_schedule(settings.learning_rate, steps, settings.warmup_ratio),
-                callbacks=[_checkpoints(folder)],
-                observer=journal,
-                start=start,
-                save_steps=settings.save_steps,
-            )
+            finished = _train(job, step, journal, _checkpoints(folder))
         except DivergedError as error:
             kept = folder.newest_checkpoint() or "none, as no epoch was finished"
             raise DivergedError(f"{error}; last good checkpoint: {kept}") from error
     folder.draw_losses(journal.losses, journal.accuracies)
-    if not finished:
-        return Outcome(False, folder, folder.newest_checkpoint(), {}, job.data, np.empty(0, int))
-    predicted = predict(network, job.encoded.test)
-    metrics = _metrics(job, counts, optimizer, journal, predicted)
-    folder.write_metrics(metrics)
-    return Outcome(True, folder, folder.newest_checkpoint(), metrics, job.data, predicted)
+    return finished, journal
 
 
-def _open_folder(job: Job, step: TrainStep, console: Console) -> list[dict[str, Any]]:
-    """Make the folder, or set it and the step back to the saved moment; return the log's entries up to there."""
-    settings, folder, saved = job.settings, job.folder, job.saved
+def _train(job: Job, step: TrainStep, observer: Observer, *callbacks: Callback) -> bool:
+    """Take the steps that are still to be taken; tell whether all passes were made."""
+    settings = job.settings
+    return train(
+        step,
+        job.encoded.train,
+        epochs=settings.epochs,
+        learning_rates=linear_schedule(settings.learning_rate, _all_steps(job), settings.warmup_ratio),
+        callbacks=callbacks,
+        observer=observer,
+        start=Position() if job.saved is None else job.saved.position,
+        save_steps=settings.save_steps,
+        ranks=job.ranks,
+    )
+
+
+def _open_folder(job: Job) -> list[dict[str, Any]]:
+    """Make the folder, or set it back to the saved moment; return the log's entries up to there."""
+    settings, folder, saved, console = job.settings, job.folder, job.saved, job.console
     if saved is None:
         if settings.resume:
             console.print(f"nothing to resume in {settings.out}: no state was saved there; starting from the beginning")
         folder.create(settings.of_the_run(), job.data.label_names)
         return []
-    put_back(saved.tensors, step.state(), folder.state)
     done = _steps_before(saved.position, job.encoded.train)
     entries = folder.reopen(settings.of_the_run(), log_lines=done + saved.position.epoch - 1)
     if saved.position.epoch > settings.epochs:
@@ -147,6 +180,10 @@ def _open_folder(job: Job, step: TrainStep, console: Console) -> list[dict[str, 
     else:
         console.print(f"resuming {settings.out} in epoch {saved.position.epoch} after {done} steps")
     return entries
+
+
+def _all_steps(job: Job) -> int:
+    return job.settings.epochs * job.encoded.train.steps_per_epoch
 
 
 def _steps_before(position: Position, batches: Batches) -> int:
@@ -190,6 +227,6 @@ def _metrics(
     }
 
 
-def _accuracy(network: nn.Cell, batches: Batches, split: Split) -> float:
-    """Return the share of `split` that `network` labels rightly."""
-    return float(np.mean(predict(network, batches) == split.labels))
+def _accuracy(job: Job) -> float:
+    """Return the share of the validation texts that the network labels rightly."""
+    return float(np.mean(predict(job.network, job.encoded.valid, job.ranks) == job.data.valid.labels))

@@ -11,7 +11,31 @@ from mindpet.train.progress import TrainingProgress
 from mindpet.train.record import StepRecord
 from mindpet.train.run_folder import RunFolder
 
-__all__ = ["Journal"]
+__all__ = ["Follower", "Journal"]
+
+
+class Follower:
+    """Watches a run on a rank that keeps no journal: it only takes part in measuring.
+
+    Args:
+        measure: Returns the accuracy on the validation split.
+    """
+
+    def __init__(self, measure: Callable[[], float]) -> None:
+        self._measure = measure
+
+    def before_compile(self, shape: tuple[int, ...]) -> None:
+        """Do nothing."""
+
+    def after_step(self, record: StepRecord) -> None:
+        """Do nothing."""
+
+    def after_epoch(self, epoch: int) -> None:
+        """Take part in measuring the validation accuracy."""
+        self._measure()
+
+    def save(self, position: Position) -> None:
+        """Do nothing."""
 
 
 class Journal:

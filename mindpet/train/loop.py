@@ -13,7 +13,8 @@ from mindspore import nn
 from mindspore.train import Callback, RunContext
 
 from mindpet.data.batches import Batch, Batches
-from mindpet.train.interrupt import catch_stop_signals
+from mindpet.train.interrupt import StopRequest, catch_stop_signals
+from mindpet.train.ranks import ALONE, Ranks
 from mindpet.train.record import StepRecord
 from mindpet.train.step import TrainStep
 from mindpet.utils.exceptions import DivergedError
@@ -63,6 +64,7 @@ def train(
     observer: Observer,
     start: Position = _BEGINNING,
     save_steps: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> bool:
     """Run `epochs` passes over `batches`.
 
@@ -75,6 +77,7 @@ def train(
         observer: Told of each step and epoch; asked to save after each epoch and before an early end.
         start: Where to begin. What a step changes must be as it was there.
         save_steps: The observer is asked to save after every so many steps too.
+        ranks: Who takes the steps together; when one of them is asked to stop, all stop after the same step.
 
     Returns:
         Whether all passes were made; False when Ctrl-C, SIGTERM or a callback asked for an end.
@@ -88,35 +91,59 @@ def train(
     progress = _Progress(train_network=step.cell, batch_num=batches.steps_per_epoch, epoch_num=epochs)
     progress.cur_step_num = (start.epoch - 1) * batches.steps_per_epoch + start.step
     context = RunContext(progress)
-    stopped = False
     for callback in callbacks:
         callback.on_train_begin(context)
     with catch_stop_signals() as stop:
-        for epoch in range(start.epoch, epochs + 1):
-            progress.cur_epoch_num = epoch
-            before = start.step if epoch == start.epoch else 0
-            for done, batch in enumerate(batches.epoch(epoch - 1, before), start=before + 1):
-                progress.cur_step_num += 1
-                record = taker.take(batch, epoch, progress.cur_step_num)
-                if done == batches.steps_per_epoch:
-                    _check_parameters(step.cell, record)
-                observer.after_step(record)
-                for callback in callbacks:
-                    callback.on_train_step_end(context)
-                stopped = stop.requested or context.get_stop_requested()
-                due = save_steps is not None and record.step % save_steps == 0 and done < batches.steps_per_epoch
-                if stopped or due:
-                    _check_parameters(step.cell, record)
-                    observer.save(Position(epoch, done))
-                if stopped:
-                    break
-            if stopped:
-                break
-            observer.after_epoch(epoch)
-            observer.save(Position(epoch + 1))
+        loop = _Loop(taker, batches, callbacks, observer, context, save_steps, ranks, stop)
+        finished = all(
+            loop.run_epoch(epoch, start.step if epoch == start.epoch else 0) for epoch in range(start.epoch, epochs + 1)
+        )
         for callback in callbacks:
             callback.on_train_end(context)
-    return not stopped
+    return finished
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """What takes part in the loop; `train` explains it."""
+
+    taker: _StepTaker
+    batches: Batches
+    callbacks: Sequence[Callback]
+    observer: Observer
+    context: RunContext
+    save_steps: int | None
+    ranks: Ranks
+    stop: StopRequest
+
+    def run_epoch(self, epoch: int, before: int) -> bool:
+        """Run an epoch of which `before` steps are done; tell whether it came to its end."""
+        progress = self.context.original_args()
+        progress.cur_epoch_num = epoch
+        for done, batch in enumerate(self.batches.epoch(epoch - 1, before), start=before + 1):
+            progress.cur_step_num += 1
+            record = self.taker.take(batch, epoch, progress.cur_step_num)
+            stopped = self._after_step(record, Position(epoch, done))
+            if stopped:
+                return False
+        self.observer.after_epoch(epoch)
+        self.observer.save(Position(epoch + 1))
+        return True
+
+    def _after_step(self, record: StepRecord, position: Position) -> bool:
+        """Tell of a finished step, save where it is time to, and tell whether the run is to end here."""
+        network, is_last = self.context.original_args().train_network, position.step == self.batches.steps_per_epoch
+        if is_last:
+            _check_parameters(network, record)
+        self.observer.after_step(record)
+        for callback in self.callbacks:
+            callback.on_train_step_end(self.context)
+        stopped = self.ranks.any(self.stop.requested or self.context.get_stop_requested())
+        due = self.save_steps is not None and record.step % self.save_steps == 0 and not is_last
+        if stopped or due:
+            _check_parameters(network, record)
+            self.observer.save(position)
+        return stopped
 
 
 class _StepTaker:

@@ -19,6 +19,7 @@ from mindpet.models.bert import BertForSequenceClassification
 from mindpet.train.baselines import probe_accuracy, tfidf_accuracy
 from mindpet.train.evaluate import run_batches
 from mindpet.train.progress import announce
+from mindpet.train.ranks import Ranks, join_ranks
 from mindpet.train.resume import Origin, SavedRun, fingerprint_data, fingerprint_parameters, read_run
 from mindpet.train.run_folder import RunFolder
 from mindpet.train.settings import FinetuneSettings
@@ -52,6 +53,8 @@ class Job:
         data: The texts and their labels.
         encoded: The batches of each split.
         network: With the method attached.
+        ranks: The processes of the run.
+        console: Where this process shows how the run goes on.
         origin: What the run is made from.
         baselines: The baselines' accuracies by their names in the metrics.
         saved: What an earlier part of the run has left, or None.
@@ -62,6 +65,8 @@ class Job:
     data: ClassificationData
     encoded: Encoded
     network: BertForSequenceClassification
+    ranks: Ranks
+    console: Console
     origin: Origin
     baselines: dict[str, float | None]
     saved: SavedRun | None
@@ -81,10 +86,16 @@ class _Features(nn.Cell):
 def prepare(settings: FinetuneSettings, folder: RunFolder, console: Console) -> Job:
     """Read and check everything that the run needs, and attach the method to the network.
 
+    With several devices the processes meet here, and only the first one goes on to print.
+
     Raises:
-        InputError: A file or setting cannot be used, or differs from what the run to be resumed was made from.
+        InputError: A file or setting cannot be used, or differs from what the run to be resumed was made from or from
+            what the other processes have read.
     """
     _choose_device(settings)
+    ranks = join_ranks(settings.devices)
+    if not ranks.is_first:
+        console = Console(quiet=True)
     saved = read_run(folder.state) if settings.resume and folder.state.exists() else None
     with announce(console, "reading the data"):
         data = load_data(settings.data, settings.seed, console.print)
@@ -103,9 +114,10 @@ def prepare(settings: FinetuneSettings, folder: RunFolder, console: Console) -> 
     origin = _origin(settings, data, encoded, network)
     if saved is not None:
         saved.require_origin(origin, folder.state)
-    baselines = _baselines(settings, data, encoded, network, console) if saved is None else saved.baselines
+    ranks.require_same(repr((origin, saved.position if saved else None)))
+    baselines = _baselines(settings, data, encoded, network, ranks, console) if saved is None else saved.baselines
     _attach(network, settings)
-    return Job(settings, folder, data, encoded, network, origin, baselines, saved)
+    return Job(settings, folder, data, encoded, network, ranks, console, origin, baselines, saved)
 
 
 def _origin(
@@ -162,9 +174,13 @@ def _baselines(
     data: ClassificationData,
     encoded: Encoded,
     network: BertForSequenceClassification,
+    ranks: Ranks,
     console: Console,
 ) -> dict[str, float | None]:
-    """Return the accuracies of the two baselines by their names in the metrics; None where none are wanted."""
+    """Return the accuracies of the two baselines by their names in the metrics; None where none are wanted.
+
+    The ranks share the work of the encoder. Each fits both regressions, as none may wait long for another one.
+    """
     if not settings.baselines:
         return {"baseline_accuracy": None, "probe_accuracy": None}
     with announce(console, "baseline: TF-IDF with logistic regression"):
@@ -172,7 +188,7 @@ def _baselines(
     with announce(console, "baseline: logistic regression on the frozen encoder"):
         features = _Features(network)
         train_features, valid_features, test_features = (
-            run_batches(features, batches) for batches in (encoded.train, encoded.valid, encoded.test)
+            run_batches(features, batches, ranks) for batches in (encoded.train, encoded.valid, encoded.test)
         )
         probe = probe_accuracy(data, train_features, valid_features, test_features)
     return {"baseline_accuracy": tfidf, "probe_accuracy": probe}

@@ -21,6 +21,7 @@ from mindpet.graph.checkpoint_names import checksum_path, find_checkpoints
 from mindpet.storage.atomic import make_folder, remove_file, write_bytes, write_json, write_text
 from mindpet.storage.reader import read_text
 from mindpet.train.record import StepRecord
+from mindpet.train.settings import SETTINGS_FILE
 from mindpet.utils.exceptions import InputError
 
 __all__ = ["CHECKPOINTS_KEPT", "RunFolder"]
@@ -47,7 +48,7 @@ class RunFolder:
 
     def __init__(self, path: Path, overwrite: bool, resume: bool = False) -> None:
         self.path = Path(os.path.realpath(path))
-        self.settings = self.path / "settings.yaml"
+        self.settings = self.path / SETTINGS_FILE
         self.checkpoints = self.path / "checkpoints"
         self.state = self.path / "resume.safetensors"
         self.plot = self.path / "loss.png"

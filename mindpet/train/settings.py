@@ -12,7 +12,9 @@ from mindpet.storage.reader import read_yaml
 from mindpet.utils.exceptions import InputError
 from mindpet.utils.nearest import nearest_names
 
-__all__ = ["FinetuneSettings", "load_settings", "settings_of_the_run"]
+__all__ = ["SETTINGS_FILE", "FinetuneSettings", "load_settings", "require_equal_shares", "settings_of_the_run"]
+
+SETTINGS_FILE = "settings.yaml"  # in a run folder
 
 _PLACES = {"model", "data", "out"}  # where things lie: they may have moved when a run is resumed
 _ORDERS = {"overwrite", "resume"}  # what is to become of an earlier run: no part of the run itself
@@ -50,6 +52,7 @@ class FinetuneSettings(BaseModel):
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the split, the initial values, the order and dropout.")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Dtype of the products.")
     device: Literal["CPU", "Ascend"] = Field("CPU", description="Where the run takes place.")
+    devices: int = Field(1, gt=0, description="Processes that share each batch, each on a device of its own.")
     baselines: bool = Field(True, description="Compare with TF-IDF and with the frozen encoder.")
 
     def of_the_run(self) -> dict[str, Any]:
@@ -69,7 +72,8 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> FinetuneSett
         flags: The fields that were given on the command line.
 
     Raises:
-        InputError: The file cannot be read, a key is unknown (the nearest is named) or a value does not fit.
+        InputError: The file cannot be read, a key is unknown (the nearest is named), a value does not fit, or the
+            devices cannot share a batch equally.
     """
     from_file = {} if config is None else read_yaml(config)
     if from_file is None:
@@ -77,12 +81,27 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> FinetuneSett
     if not isinstance(from_file, Mapping):
         raise InputError(f"{config}: expected a mapping of settings, found {type(from_file).__name__}")
     try:
-        return FinetuneSettings(**{**{str(key): value for key, value in from_file.items()}, **flags})
+        settings = FinetuneSettings(**{**{str(key): value for key, value in from_file.items()}, **flags})
     except ValidationError as error:
         detail = error.errors()[0]
         field = str(detail["loc"][0])
         place = f"{config}: " if config is not None and field in from_file and field not in flags else ""
         raise InputError(f"{place}{_explain(field, detail)}") from error
+    require_equal_shares(settings)
+    return settings
+
+
+def require_equal_shares(settings: FinetuneSettings) -> None:
+    """Refuse a batch that the devices cannot share equally.
+
+    Raises:
+        InputError: `batch_size` is no multiple of `devices`.
+    """
+    if settings.batch_size % settings.devices:
+        raise InputError(
+            f"batch_size: {settings.batch_size} texts cannot be shared equally by {settings.devices} devices; choose a "
+            f"multiple of {settings.devices}"
+        )
 
 
 def settings_of_the_run(given: FinetuneSettings, file: Path) -> FinetuneSettings:

@@ -10,6 +10,7 @@ from mindspore import dtype as mstype
 
 from mindpet import kernels
 from mindpet.data.batches import Batch
+from mindpet.train.ranks import ALONE, Ranks
 from mindpet.utils.dropout import Dropout
 
 __all__ = ["StepOutcome", "TrainStep"]
@@ -19,14 +20,16 @@ _SCALE_WINDOW = 1000
 
 
 class _ClassificationLoss(nn.Cell):
-    """The network and its cross entropy; rows labelled -1 are filler and do not count."""
+    """The network and its cross entropy times a weight; rows labelled -1 are filler and do not count."""
 
     def __init__(self, network: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
         self.network = network
 
-    def construct(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, labels: Tensor) -> Tensor:
-        return kernels.cross_entropy(self.network(input_ids, attention_mask, token_type_ids), labels)
+    def construct(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, labels: Tensor, weight: Tensor
+    ) -> Tensor:
+        return weight * kernels.cross_entropy(self.network(input_ids, attention_mask, token_type_ids), labels)
 
 
 class StepOutcome(NamedTuple):
@@ -67,39 +70,58 @@ class TrainStep:
     multiplied by a dynamic scale, as float16 gradients need: 2^16 at first, doubled after 1,000 good ones; a step whose
     gradients overflow is skipped and halves it.
 
-    On a stand-alone CPU the masks of the network's `Dropout` cells follow from the seed and the number of the step, so
-    that the same steps can be taken again.
+    On a CPU the masks of the network's `Dropout` cells follow from the seed and the number of the step, so that the
+    same steps can be taken again.
+
+    With several ranks each one computes its rows of the batch. Gradients are averaged before they are looked at or
+    used, so that all ranks take the step, or skip it, alike, as one process with the whole batch would.
 
     Args:
         network: Gives logits (batch, classes) for input_ids, attention_mask and token_type_ids.
         optimizer: Over the network's trainable parameters.
         scale_loss: Whether to scale the loss.
         seed: Of the dropout masks.
+        ranks: The processes of the run; MindSpore's parallel mode must be that of `join_ranks`.
     """
 
-    def __init__(self, network: nn.Cell, optimizer: nn.Optimizer, scale_loss: bool, seed: int = 0) -> None:
+    def __init__(
+        self, network: nn.Cell, optimizer: nn.Optimizer, scale_loss: bool, seed: int = 0, ranks: Ranks = ALONE
+    ) -> None:
         loss = _ClassificationLoss(network)
         self.cell = _ScaledTrainStep(loss, optimizer) if scale_loss else nn.TrainOneStepCell(loss, optimizer)
         self.cell.set_train()
         self._scales_loss = scale_loss
         self._network = network
         self._optimizer = optimizer
+        self._ranks = ranks
         self._count = Parameter(Tensor(0, mstype.int32), name="step", requires_grad=False)
-        if mindspore.get_context("device_target") == "CPU" and _stands_alone():
-            dropouts = [cell for _, cell in network.cells_and_names() if isinstance(cell, Dropout)]
-            for layer, dropout in enumerate(dropouts):
-                dropout.use_mask(self._count, seed, layer)
+        self._prepare_dropouts(seed)
+
+    def _prepare_dropouts(self, seed: int) -> None:
+        """Let each dropout of the network draw masks that can be drawn again, or at least others than other ranks."""
+        on_cpu = mindspore.get_context("device_target") == "CPU"
+        dropouts = [cell for _, cell in self._network.cells_and_names() if isinstance(cell, Dropout)]
+        for layer, dropout in enumerate(dropouts):
+            if on_cpu:
+                dropout.use_mask(self._count, seed, layer, self._ranks.number)
+            else:
+                dropout.use_rank(self._ranks.number)
 
     def __call__(self, batch: Batch) -> StepOutcome:
-        """Take one step on `batch`."""
+        """Take one step on `batch`, of which a rank computes its rows only."""
+        part, weight = self._ranks.part_of(batch), self._ranks.weight_of(batch)
         outputs = self.cell(
-            Tensor(batch.input_ids), Tensor(batch.attention_mask), Tensor(batch.token_type_ids), Tensor(batch.labels)
+            Tensor(part.input_ids),
+            Tensor(part.attention_mask),
+            Tensor(part.token_type_ids),
+            Tensor(part.labels),
+            Tensor(weight, mstype.float32),
         )
         if self._scales_loss:
             loss, overflow, scale = (output.asnumpy() for output in outputs)
-            outcome = StepOutcome(float(loss), bool(overflow), float(scale))
+            outcome = StepOutcome(self._ranks.mean(float(loss)), bool(overflow), float(scale))
         else:
-            outcome = StepOutcome(float(outputs.asnumpy()), skipped=False, loss_scale=1.0)
+            outcome = StepOutcome(self._ranks.mean(float(outputs.asnumpy())), skipped=False, loss_scale=1.0)
         self._count.set_data(Tensor(int(self._count.asnumpy()) + 1, mstype.int32))
         return outcome
 
@@ -114,7 +136,3 @@ class TrainStep:
         if self._scales_loss:
             state |= {"loss_scale": self.cell.scaler.scale_value, "loss_scale_counter": self.cell.scaler.counter}
         return state
-
-
-def _stands_alone() -> bool:
-    return mindspore.get_auto_parallel_context("parallel_mode") == "stand_alone"

@@ -1,4 +1,4 @@
-"""Dropout whose mask can be a function of seed, step and layer alone.
+"""Dropout whose mask can be a function of seed, step, layer and rank alone.
 
 MindSpore's own mask follows neither the seed nor a saved random state: on a CPU it depends on how the work was split
 among the threads. A run that is to be repeated, or resumed after it was killed, needs a mask that can be made again.
@@ -45,18 +45,26 @@ class Dropout(nn.Dropout):
         self.scale = 1 / (1 - p)
         self.step: Any = None
 
-    def use_mask(self, step: Parameter, seed: int, layer: int) -> None:
+    def use_mask(self, step: Parameter, seed: int, layer: int, rank: int = 0) -> None:
         """Compute the mask from these numbers from now on; to be called before the cell runs in training.
+
+        Under data parallelism rank n sees the n-th part of each batch, and has the n-th part of the whole batch's mask.
 
         Args:
             step: The number of the step, int32 of shape () without gradient; who trains raises it for each step. A
                 cell that is called twice in a step has the same mask twice.
             seed: From 0 to 2^32 - 1.
             layer: From 0 to 2^32 - 1, another one for each dropout of a network.
+            rank: Which part of the batch, along the first axis, the input belongs to, from 0.
         """
         self.step = step
+        self.rank = rank
         self.seed = _constant(seed)
         self.layer = _constant(layer)
+
+    def use_rank(self, rank: int) -> None:
+        """Let MindSpore's own mask, where it follows a seed, be another one on each rank; to be called once."""
+        self.dropout.add_prim_attr("Seed1", self.dropout.Seed1 + rank)
 
     def construct(self, x: Tensor) -> Tensor:
         """Return `x`, with elements dropped in training."""
@@ -71,23 +79,24 @@ class Dropout(nn.Dropout):
         """Return the mask of the step at hand: a float32 tensor of `shape`, 0 where an element is dropped.
 
         With a hash h that depends on seed, step and layer, the element in row i and column j (all axes but the last
-        make the rows) is dropped where row_i * column_j mod 2^32 < p * 2^32, with row_i = h(i) | 1 and
-        column_j = h'(j) | 1. Multiplying by an odd number permutes the numbers mod 2^32, so that each row and column
-        has the right rate; and nothing but this product is computed for every element.
+        make the rows, counted over the parts of all ranks) is dropped where row_i * column_j mod 2^32 < p * 2^32, with
+        row_i = h(i) | 1 and column_j = h'(j) | 1. Multiplying by an odd number permutes the numbers mod 2^32, so that
+        each row and column has the right rate; and nothing but this product is computed for every element.
         """
         columns = shape[-1]
         rows = 1
         for size in shape[:-1]:
             rows = rows * size
         key = _mix(_mix(_mix(self.seed + _GOLDEN) + self.step.astype(mstype.uint32)) + self.layer * _GOLDEN)
-        product = _odd_numbers(rows, key).reshape((rows, 1)) * _odd_numbers(columns, _mix(key + _GOLDEN))
+        own_rows = _odd_numbers(self.rank * rows, rows, key).reshape((rows, 1))
+        product = own_rows * _odd_numbers(0, columns, _mix(key + _GOLDEN))
         kept = (product >= self.threshold).astype(mstype.float32)
         return ops.stop_gradient((kept * self.scale).reshape(shape))
 
 
-def _odd_numbers(count: int, key: Tensor) -> Tensor:
-    """Return `count` odd numbers mod 2^32 that depend on `key` and look random, of shape (count,)."""
-    return ops.bitwise_or(_mix(ops.arange(count).astype(mstype.uint32) * _GOLDEN + key), _ONE)
+def _odd_numbers(first: int, count: int, key: Tensor) -> Tensor:
+    """Return `count` odd numbers mod 2^32 of a sequence that depends on `key` and looks random, from its `first` on."""
+    return ops.bitwise_or(_mix(ops.arange(first, first + count).astype(mstype.uint32) * _GOLDEN + key), _ONE)
 
 
 def _mix(numbers: Tensor) -> Tensor:

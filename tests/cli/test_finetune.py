@@ -165,7 +165,7 @@ def _break(tmp_path, what):
         ("no data", r"nowhere\.jsonl"),
         ("out under a file", "is no folder"),
         ("unknown key", r"run\.yaml: epoch: no such setting; did you mean epochs"),
-        ("unknown target", "querry.*nearest: query"),
+        ("unknown target", "querry.*nearest.*query"),
         ("no vocabulary", r"tokenizer\.json"),
         ("vocabulary of another model", "knows 15 tokens.*holds 14"),
         ("two positions", "takes 2 tokens"),
