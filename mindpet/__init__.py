@@ -19,6 +19,11 @@ _HOMES = {
     "freeze_delta": "mindpet.graph.freeze_utils",
     "freeze_modules": "mindpet.graph.freeze_utils",
     "get_peft_model": "mindpet.tuning.attach",
+    "network_summary": "mindpet.tuning.report",
+    "print_trainable_parameters": "mindpet.tuning.report",
+    "target_report": "mindpet.tuning.report",
+    "load_adapter": "mindpet.tuning.exchange.load",
+    "save_adapter": "mindpet.tuning.exchange.save",
 }
 _ROOMS = ("cli", "data", "delta", "graph", "kernels", "models", "storage", "train", "tuning", "utils")
 

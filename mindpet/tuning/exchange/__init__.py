@@ -1,0 +1,1 @@
+"""What knows both methods and files: saving and loading an adapter, and proving that it was applied."""

@@ -1,0 +1,162 @@
+"""The folder of an adapter: `adapter_config.json`, `adapter_model.safetensors` and a model card."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from mindpet import __version__
+from mindpet.storage.atomic import make_folder, publish_folder, replace_folder, write_json, write_text
+from mindpet.storage.reader import TensorFile, read_bytes, read_json, read_tensor_file, require_file
+from mindpet.storage.tensors import write_safetensors
+from mindpet.tuning.exchange.adapter import Adapter, parse_methods
+from mindpet.tuning.exchange.record import METADATA_KEY, Record, dump_record, explain, parse_record
+from mindpet.tuning.exchange.values import HostTensor
+from mindpet.utils.exceptions import InputError
+
+__all__ = ["CONFIG_FILE", "TENSOR_FILE", "check_target", "host_tensors", "read_folder", "read_own_file", "write_folder"]
+
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILE = "adapter_model.safetensors"
+_CARD_FILE = "README.md"
+_FILES = {CONFIG_FILE, TENSOR_FILE, _CARD_FILE}
+
+
+class _Config(BaseModel):
+    """The content of `adapter_config.json`.
+
+    Attributes:
+        format: Tells our files from others of this name.
+        format_version: Of this form.
+        mindpet_version: That wrote the folder.
+        base_model_name_or_path: What the adapter was trained on, as the user named it.
+        methods: One block a method.
+        weights_sha256: Of the file with the tensors, so that the two cannot be parted.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["mindpet"]
+    format_version: Literal[1]
+    mindpet_version: str
+    base_model_name_or_path: str | None
+    methods: Annotated[list[JsonValue], Field(min_length=1)]
+    weights_sha256: str
+
+
+def check_target(folder: Path, overwrite: bool) -> None:
+    """Refuse a place where no folder can be made without losing something.
+
+    Raises:
+        InputError: Something stands there that is not to be replaced.
+    """
+    if folder.is_symlink():
+        raise InputError(f"{folder} is a symbolic link; name the folder itself.")
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder.")
+    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in _FILES)
+    if foreign:
+        raise InputError(f"{folder} holds {foreign[0]!r}, which no adapter's folder has; name another folder.")
+    if not overwrite and any(folder.iterdir()):
+        raise InputError(f"{folder} holds an adapter already; name another folder or pass overwrite=True.")
+
+
+def write_folder(
+    folder: Path, tensors: Mapping[str, HostTensor], record: Record, base: str | None, card: str, overwrite: bool
+) -> None:
+    """Write an adapter's folder whole, or leave everything as it was.
+
+    Raises:
+        InputError: It cannot be written, or something stands there that is not to be replaced.
+    """
+    make_folder(folder.parent)
+    staged = folder.with_name(f".{folder.name}-staging-{uuid.uuid4().hex}")
+    try:
+        make_folder(staged)
+        values = {name: tensor.values for name, tensor in tensors.items()}
+        dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+        write_safetensors(staged / TENSOR_FILE, values, dtypes, {METADATA_KEY: dump_record(record)})
+        config = _Config(
+            format="mindpet",
+            format_version=1,
+            mindpet_version=__version__,
+            base_model_name_or_path=base,
+            methods=record.methods,
+            weights_sha256=_digest(staged / TENSOR_FILE),
+        )
+        write_json(staged / CONFIG_FILE, config.model_dump(mode="json"))
+        write_text(staged / _CARD_FILE, card)
+        check_target(folder, overwrite)
+        if overwrite:
+            replace_folder(staged, folder)
+        else:
+            publish_folder(staged, folder, exist_ok=False)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def read_folder(folder: Path) -> Adapter:
+    """Read a folder that `write_folder` has written.
+
+    Raises:
+        InputError: A file is missing or damaged, the two files do not belong together, or the configuration holds
+            something unknown.
+    """
+    config = _parse_config(folder / CONFIG_FILE, read_json(folder / CONFIG_FILE))
+    file = require_file(folder / TENSOR_FILE)
+    if _digest(file) != config.weights_sha256:
+        raise InputError(
+            f"{file} is not the file that {CONFIG_FILE} was written with: it is damaged, or of another adapter; fetch"
+            " both again."
+        )
+    adapter = read_own_file(file)
+    if adapter is None:
+        raise InputError(f"{file} holds no record of an adapter; fetch it again.")
+    if adapter.record is None or adapter.record.methods != config.methods:
+        raise InputError(
+            f"{folder / CONFIG_FILE}: the methods are not those that the adapter was saved with; fetch the file again."
+            " To train on with other settings, attach with these and load then."
+        )
+    return adapter
+
+
+def read_own_file(file: Path) -> Adapter | None:
+    """Read an adapter from its file of tensors alone, which says everything that loading needs.
+
+    Returns:
+        The adapter, or None if the file has no record of ours.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    found = read_tensor_file(file)
+    if METADATA_KEY not in found.metadata:
+        return None
+    record = parse_record(file, found.metadata[METADATA_KEY])
+    return Adapter(file, parse_methods(file, record.methods), host_tensors(found), record)
+
+
+def host_tensors(file: TensorFile) -> dict[str, HostTensor]:
+    """Return what a safetensors file holds, by name."""
+    return {name: HostTensor(values, file.dtypes[name]) for name, values in file.tensors.items()}
+
+
+def _parse_config(path: Path, content: Any) -> _Config:
+    try:
+        return _Config.model_validate(content)
+    except ValidationError as error:
+        raise InputError(
+            f"{path} is no configuration of an adapter ({explain(error)}); correct it or fetch it again."
+        ) from error
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(read_bytes(path)).hexdigest()

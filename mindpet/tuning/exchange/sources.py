@@ -1,0 +1,38 @@
+"""Which kind of file or folder holds an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mindpet.graph.parameters import canonical_name
+from mindpet.storage.reader import read_tensor_file, require_folder
+from mindpet.tuning.exchange.adapter import Adapter
+from mindpet.tuning.exchange.folder import CONFIG_FILE, host_tensors, read_folder, read_own_file
+from mindpet.tuning.exchange.legacy import MANIFEST_FILE, read_ckpt, read_mindformers
+from mindpet.utils.exceptions import InputError
+
+__all__ = ["read_adapter"]
+
+
+def read_adapter(path: Path) -> Adapter:
+    """Read an adapter from any file or folder that is known.
+
+    Raises:
+        InputError: It is of no known kind, damaged or incomplete.
+    """
+    if path.is_dir():
+        folder = require_folder(path)
+        if (folder / CONFIG_FILE).exists():
+            return read_folder(folder)
+        if (folder / MANIFEST_FILE).exists():
+            return read_mindformers(folder)
+        raise InputError(f"{folder} holds neither {CONFIG_FILE} nor {MANIFEST_FILE}; name the folder of an adapter.")
+    if path.suffix == ".ckpt":
+        return read_ckpt(path)
+    return read_own_file(path) or _read_bare(path)
+
+
+def _read_bare(path: Path) -> Adapter:
+    """Read a safetensors file that holds nothing but tensors by our names."""
+    tensors = host_tensors(read_tensor_file(path))
+    return Adapter(path, None, {canonical_name(name): tensor for name, tensor in tensors.items()})
