@@ -50,6 +50,7 @@ def get_peft_model(
     view = Network(network)
     plans = [METHODS[one.method].plan(view, one, compute_dtype) for one in configs]
     _check_conflicts(plans)
+    _check_reachable(network, view, plans)
     _carry_out(network, view, plans)
     return network
 
@@ -116,7 +117,7 @@ def _check_fresh(network: nn.Cell) -> None:
 
 
 def _check_conflicts(plans: Sequence[Plan]) -> None:
-    """Refuse two methods on one layer."""
+    """Refuse two methods on one layer, and a method on a layer that is trained whole."""
     owners: dict[str, str] = {}
     for plan in plans:
         for path in (*plan.cells, *plan.feeds):
@@ -124,6 +125,31 @@ def _check_conflicts(plans: Sequence[Plan]) -> None:
             if other != plan.config.method:
                 raise InputError(
                     f"{path} is wanted by {other} and by {plan.config.method}; give each its own target_modules"
+                )
+
+    for plan in plans:
+        for saved in (path for match in plan.matches if match.field == "modules_to_save" for path in match.paths):
+            inside = next((path for path in owners if path == saved or path.startswith(f"{saved}.")), None)
+            if inside:
+                raise InputError(
+                    f"{inside} is wanted by {owners[inside]} and lies in {saved}, which modules_to_save trains whole;"
+                    " take it out of one of the two"
+                )
+
+
+def _check_reachable(network: nn.Cell, view: Network, plans: Sequence[Plan]) -> None:
+    """Refuse layers that a cell calls from a plain list, tuple or dict, where an exchange would not be seen."""
+    wanted = {id(view.cells[path]): path for plan in plans for path in plan.cells}
+    for owner in (cell for _, cell in network.cells_and_names() if not isinstance(cell, nn.SequentialCell)):
+        for name, value in vars(owner).items():
+            items = value.values() if isinstance(value, dict) else value
+            if not isinstance(value, dict | list | tuple) or name.startswith("_"):
+                continue
+            path = next((wanted[id(item)] for item in items if id(item) in wanted), None)
+            if path:
+                raise InputError(
+                    f"{path} also stands in the plain {type(value).__name__} {name} of {type(owner).__name__}, where it"
+                    " cannot be replaced; make that an nn.CellList, or leave the layer out"
                 )
 
 

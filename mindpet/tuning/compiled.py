@@ -15,6 +15,7 @@ from __future__ import annotations
 import gc
 import types
 from collections.abc import Iterator
+from typing import Any
 
 import mindspore
 from mindspore import nn
@@ -53,7 +54,7 @@ def forget_compiled() -> None:
     mindspore.ms_memory_recycle()
 
 
-def _living(*kinds: type) -> Iterator[object]:
+def _living(*kinds: type) -> Iterator[Any]:
     """Yield the living objects of these types; type() asks nothing of proxies, which isinstance would wake up."""
     return (item for item in gc.get_objects() if issubclass(type(item), kinds))
 

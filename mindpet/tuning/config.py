@@ -70,6 +70,8 @@ class LoraConfig(PeftConfig):
         target_modules: The dense layers, embeddings and convolutions to adapt; see `PeftConfig`. By default query and
             value of every attention.
         bias: Which biases are trained as well: 'none', 'all' or 'lora_only', those of the adapted layers.
+        lora_a_init: How `A` starts: the name of a MindSpore initializer. None for uniform numbers, as
+            in LoRA's own code.
         rank_pattern: Other ranks for some of the layers. A key is the end of a path or a regular expression for it.
         alpha_pattern: Other values of `lora_alpha`, likewise.
         modules_to_save: Cells that are trained and saved whole.
@@ -82,6 +84,7 @@ class LoraConfig(PeftConfig):
     lora_dropout: _Rate = 0.0
     target_modules: _Targets = None
     bias: Literal["none", "all", "lora_only"] = "none"
+    lora_a_init: _Name | None = None
     rank_pattern: dict[_Name, _Size] = {}
     alpha_pattern: dict[_Name, _Scale] = {}
     modules_to_save: _Names = ()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-from mindspore import nn
+from mindspore import mint, nn
 
 from mindpet.delta._checks import check_dense
+from mindpet.tuning.mindformers import is_mindformers_linear
 from mindpet.utils.exceptions import InputError
 
-__all__ = ["Network", "as_dense", "is_dense"]
+__all__ = ["DenseView", "Network", "as_dense", "is_dense"]
 
 
 class Network:
@@ -29,19 +32,80 @@ class Network:
         return [path for path, cell in self.cells.items() if is_dense(cell)]
 
 
+@dataclass(frozen=True)
+class DenseView:
+    """A dense layer as the delta layers take it.
+
+    Attributes:
+        dense: An nn.Dense with the layer's very own Parameters, primitives and activation; the layer itself if it is
+            an nn.Dense.
+        dtype: In which the layer multiplies; None for the dtype of its weight.
+    """
+
+    dense: nn.Dense
+    dtype: Any
+
+
 def is_dense(cell: nn.Cell) -> bool:
-    """Tell whether a cell is a dense layer; `as_dense` tells whether it can be adapted."""
-    return isinstance(cell, nn.Dense)
+    """Tell whether a cell is a dense layer: an nn.Dense, a mint.nn.Linear, or one of another library.
+
+    A cell of another library says so by `computes_as_dense = True` (MindFormers' Linear is known without). It then
+    computes `activation(x weight^T + bias)` for rows `x` and has the attributes of nn.Dense by which it does so:
+    `in_channels`, `out_channels`, `weight`, `matmul` (an ops.MatMul, whose `transpose_b` may be False for a weight of
+    shape (in_channels, out_channels)), `has_bias` and, with it, `bias` and `bias_add`; `activation_flag` and
+    `activation`. Where it has `dtype`, it casts rows, weight and bias to that for the product, and the output back to
+    the dtype of `x`.
+    """
+    return (
+        isinstance(cell, nn.Dense | mint.nn.Linear)
+        or getattr(cell, "computes_as_dense", False) is True
+        or is_mindformers_linear(cell)
+    )
 
 
-def as_dense(path: str, cell: nn.Cell) -> nn.Dense:
-    """Return a dense layer as an nn.Dense with the very same Parameters.
+def as_dense(path: str, cell: nn.Cell) -> DenseView:
+    """Return what the delta layers take over from a dense layer.
 
     Raises:
-        InputError: The layer computes something of its own.
+        InputError: The layer computes something of its own, or casts by `to_float`, which a new layer would not.
     """
-    try:
-        check_dense(cell)
-    except TypeError as error:
-        raise InputError(f"{path} cannot be adapted: {error}") from error
-    return cell
+    if any(cell.get_flags().get(name) for name in ("fp16", "fp32", "bf16")):
+        raise InputError(
+            f"{path} casts its inputs, by to_float or automatic mixed precision; attach to the network as it was made,"
+            " and give compute_dtype"
+        )
+    if isinstance(cell, mint.nn.Linear):
+        return DenseView(_copy_of(cell, cell.in_features, cell.out_features), None)
+    if isinstance(cell, nn.Dense):
+        try:
+            check_dense(cell)
+        except TypeError as error:
+            raise InputError(f"{path} cannot be adapted: {error}") from error
+        return DenseView(cell, None)
+    if getattr(cell, "expert_num", 1) != 1 or getattr(cell, "use_gmm", False):
+        raise InputError(f"{path} multiplies for several experts, which no method here can adapt; leave it out")
+    return DenseView(_view_of(cell), getattr(cell, "dtype", None))
+
+
+def _view_of(cell: nn.Cell) -> nn.Dense:
+    """Return an nn.Dense that computes with the Parameters, primitives and activation of a dense-like cell."""
+    view = _copy_of(cell, cell.in_channels, cell.out_channels)
+    view.matmul = cell.matmul
+    if cell.has_bias:
+        view.bias_add = cell.bias_add
+    names = [(parameter, parameter.name) for parameter in cell.get_parameters()]
+    view.activation_flag = cell.activation_flag
+    view.activation = cell.activation
+    for parameter, name in names:  # assigning an activation renames its parameters
+        parameter.name = name
+    return view
+
+
+def _copy_of(cell: nn.Cell, inputs: int, outputs: int) -> nn.Dense:
+    """Return an nn.Dense with the Parameters of `cell` and its training flag."""
+    view = nn.Dense(inputs, outputs, weight_init="zeros", bias_init="zeros", has_bias=cell.has_bias)
+    view.weight = cell.weight
+    if cell.has_bias:
+        view.bias = cell.bias
+    view.set_train(cell.training)
+    return view

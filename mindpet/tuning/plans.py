@@ -13,6 +13,8 @@ from mindpet.delta.adapter import AdapterDense
 from mindpet.delta.ia3 import IA3Dense
 from mindpet.delta.lora import LoRADense
 from mindpet.delta.low_rank_adapter import LowRankAdapterDense
+from mindpet.delta.prefix_layer import PrefixLayer
+from mindpet.delta.ptuning2 import PrefixEncoder
 from mindpet.tuning.config import (
     AdapterConfig,
     BitFitConfig,
@@ -20,13 +22,25 @@ from mindpet.tuning.config import (
     LoraConfig,
     LowRankAdapterConfig,
     PeftConfig,
+    PrefixConfig,
+    PTuning2Config,
 )
 from mindpet.tuning.layers import Network, as_dense
 from mindpet.tuning.placements import placement_of
+from mindpet.tuning.prefixes import ENCODER_NAME, EncoderPrefix, LayerPrefix, name_parameters, takes_prefix
 from mindpet.tuning.targets import ALL_LINEAR, TargetMatch, match_keys, match_targets
 from mindpet.utils.exceptions import InputError
 
-__all__ = ["Plan", "plan_adapter", "plan_bitfit", "plan_ia3", "plan_lora", "plan_low_rank_adapter"]
+__all__ = [
+    "Plan",
+    "plan_adapter",
+    "plan_bitfit",
+    "plan_ia3",
+    "plan_lora",
+    "plan_low_rank_adapter",
+    "plan_prefix",
+    "plan_ptuning2",
+]
 
 _DENSE = "dense layer"
 
@@ -59,11 +73,12 @@ def plan_lora(network: Network, config: LoraConfig, compute_dtype: Any) -> Plan:
     ranks = _pattern(plan, "rank_pattern", config.rank_pattern, paths)
     alphas = _pattern(plan, "alpha_pattern", config.alpha_pattern, paths)
 
-    def build(path: str, dense: nn.Dense) -> nn.Cell:
+    def build(path: str, dense: nn.Dense, dtype: Any) -> nn.Cell:
         rank, alpha = ranks.get(path, config.r), alphas.get(path, config.lora_alpha)
-        return LoRADense.from_dense(dense, rank, alpha, config.lora_dropout, compute_dtype=compute_dtype)
+        start = {} if config.lora_a_init is None else {"lora_a_init": config.lora_a_init}
+        return LoRADense.from_dense(dense, rank, alpha, config.lora_dropout, compute_dtype=dtype, **start)
 
-    _replace(plan, network, paths, build)
+    _replace(plan, network, paths, compute_dtype, build)
     if config.bias != "none":
         plan.trained += _biases(network, paths if config.bias == "lora_only" else None)
     return plan
@@ -77,8 +92,9 @@ def plan_adapter(network: Network, config: AdapterConfig, compute_dtype: Any) ->
         plan,
         network,
         paths,
-        lambda path, dense: AdapterDense.from_dense(
-            dense, config.bottleneck_size, config.non_linearity, compute_dtype=compute_dtype, up_init=config.up_init
+        compute_dtype,
+        lambda path, dense, dtype: AdapterDense.from_dense(
+            dense, config.bottleneck_size, config.non_linearity, compute_dtype=dtype, up_init=config.up_init
         ),
     )
     return plan
@@ -92,13 +108,14 @@ def plan_low_rank_adapter(network: Network, config: LowRankAdapterConfig, comput
         plan,
         network,
         paths,
-        lambda path, dense: LowRankAdapterDense.from_dense(
+        compute_dtype,
+        lambda path, dense, dtype: LowRankAdapterDense.from_dense(
             dense,
             config.reduction_factor,
             config.low_rank_size,
             config.low_rank_w_init,
             config.non_linearity,
-            compute_dtype=compute_dtype,
+            compute_dtype=dtype,
             up_init=config.low_rank_w_init if config.up_init is None else config.up_init,
         ),
     )
@@ -119,8 +136,55 @@ def plan_ia3(network: Network, config: IA3Config, compute_dtype: Any) -> Plan:
         plan,
         network,
         paths,
-        lambda path, dense: IA3Dense.from_dense(dense, path in scaled_inside, compute_dtype=compute_dtype),
+        compute_dtype,
+        lambda path, dense, dtype: IA3Dense.from_dense(dense, path in scaled_inside, compute_dtype=dtype),
     )
+    return plan
+
+
+def plan_prefix(network: Network, config: PrefixConfig, compute_dtype: Any) -> Plan:
+    """Plan prefix tuning: each attention is fed by a layer of its own."""
+    plan = _start(network, config)
+    for path, attention in _attentions(network, "prefix tuning").items():
+        width = attention.num_heads * attention.head_dim
+        layer = PrefixLayer(
+            config.num_virtual_tokens,
+            1,
+            attention.num_heads,
+            width,
+            config.embed_dim or width,
+            config.encoder_hidden_size,
+            config.dropout_rate,
+        )
+        _feed(plan, path, attention, LayerPrefix(layer))
+        name_parameters(plan.feeds[path], f"{path}.prefix")
+    return plan
+
+
+def plan_ptuning2(network: Network, config: PTuning2Config, compute_dtype: Any) -> Plan:
+    """Plan P-Tuning v2: all attentions are fed by one encoder, which hangs on the network."""
+    plan = _start(network, config)
+    attentions = _attentions(network, "P-Tuning v2")
+    shapes = {(attention.num_heads, attention.head_dim) for attention in attentions.values()}
+    if len(shapes) > 1:
+        raise InputError(
+            f"P-Tuning v2 needs attentions of one shape, and the network has {sorted(shapes)}; choose LoRA"
+        )
+    ((num_heads, head_dim),) = shapes
+    encoder = PrefixEncoder(
+        config.num_virtual_tokens,
+        len(attentions),
+        num_heads,
+        head_dim,
+        config.prefix_projection,
+        config.encoder_hidden_size,
+        config.dropout_prob,
+    )
+    name_parameters(encoder, ENCODER_NAME)
+    encoder.set_train(network.root.training)
+    plan.children[ENCODER_NAME] = encoder
+    for number, (path, attention) in enumerate(attentions.items()):
+        _feed(plan, path, attention, EncoderPrefix(encoder, number))
     return plan
 
 
@@ -142,8 +206,8 @@ def plan_bitfit(network: Network, config: BitFitConfig, compute_dtype: Any) -> P
 def _start(network: Network, config: PeftConfig) -> Plan:
     """Return a plan that trains `modules_to_save`."""
     plan = Plan(config)
-    saved = match_targets(config.method, "modules_to_save", config.modules_to_save, list(network.cells), "cell")
-    for match in saved:
+    holders = [path for path, cell in network.cells.items() if _names(cell)]
+    for match in match_targets(config.method, "modules_to_save", config.modules_to_save, holders, "cell with weights"):
         plan.matches.append(match)
         for path in match.paths:
             plan.trained += _names(network.cells[path])
@@ -180,13 +244,35 @@ def _pattern(plan: Plan, field_name: str, pattern: Mapping[str, Any], paths: Seq
     return values
 
 
-def _replace(plan: Plan, network: Network, paths: Sequence[str], build: Callable[[str, nn.Dense], nn.Cell]) -> None:
+def _attentions(network: Network, method: str) -> dict[str, nn.Cell]:
+    """Return the attentions that take a prefix, by path."""
+    attentions = {path: cell for path, cell in network.cells.items() if takes_prefix(cell)}
+    if not attentions:
+        raise InputError(
+            f"no attention of {type(network.root).__name__} takes a prefix, which {method} needs; choose another method,"
+            " or let its attentions follow the protocol of mindpet.tuning.prefixes"
+        )
+    return attentions
+
+
+def _feed(plan: Plan, path: str, attention: nn.Cell, cell: nn.Cell) -> None:
+    cell.set_train(attention.training)
+    plan.feeds[path] = cell
+
+
+def _replace(
+    plan: Plan,
+    network: Network,
+    paths: Sequence[str],
+    compute_dtype: Any,
+    build: Callable[[str, nn.Dense, Any], nn.Cell],
+) -> None:
+    """Let `build` make the new cell of each path from an nn.Dense and the dtype of its product."""
     for path in paths:
+        layer = as_dense(path, network.cells[path])
         try:
-            cell = build(path, as_dense(path, network.cells[path]))
+            cell = build(path, layer.dense, layer.dtype if compute_dtype is None else compute_dtype)
         except (TypeError, ValueError, KeyError) as error:
-            if isinstance(error, InputError):
-                raise
             raise InputError(f"{path} cannot be adapted by {plan.config.method}: {error}") from error
         if hasattr(cell, "scaling"):
             hold_scale(cell)

@@ -36,6 +36,8 @@ METHODS: dict[str, Method] = {
         Method("lora", config.LoraConfig, True, plans.plan_lora),
         Method("adapter", config.AdapterConfig, False, plans.plan_adapter),
         Method("low_rank_adapter", config.LowRankAdapterConfig, False, plans.plan_low_rank_adapter),
+        Method("prefixtuning", config.PrefixConfig, False, plans.plan_prefix),
+        Method("ptuning2", config.PTuning2Config, False, plans.plan_ptuning2),
         Method("ia3", config.IA3Config, True, plans.plan_ia3),
         Method("bitfit", config.BitFitConfig, False, plans.plan_bitfit),
     )
