@@ -3,6 +3,8 @@
 from mindpet.delta.adapter import AdapterDense, AdapterLayer
 from mindpet.delta.ia3 import IA3Dense
 from mindpet.delta.lora import LoRADense
+from mindpet.delta.lora_conv2d import LoRAConv2d
+from mindpet.delta.lora_embedding import LoRAEmbedding
 from mindpet.delta.low_rank_adapter import LowRankAdapterDense, LowRankAdapterLayer, LowRankLinear
 from mindpet.delta.prefix_layer import PrefixLayer
 from mindpet.delta.ptuning2 import PrefixEncoder
@@ -12,7 +14,9 @@ __all__ = [
     "AdapterDense",
     "AdapterLayer",
     "IA3Dense",
+    "LoRAConv2d",
     "LoRADense",
+    "LoRAEmbedding",
     "LowRankAdapterDense",
     "LowRankAdapterLayer",
     "LowRankLinear",

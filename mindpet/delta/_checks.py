@@ -23,6 +23,8 @@ __all__ = [
     "check_non_linearity",
     "check_nonzero_number",
     "check_not_above",
+    "check_not_negative_int",
+    "check_plain",
     "check_positive_int",
     "check_rate",
     "check_weight_initializer",
@@ -40,6 +42,14 @@ def check_positive_int(name: str, value: Any) -> None:
         _refuse(TypeError, name, value, "a positive int", "Pass a Python int, for a NumPy integer int(value).")
     if value <= 0:
         _refuse(NotPositiveError, name, value, "a positive int", "Pass 1 or more.")
+
+
+def check_not_negative_int(name: str, value: Any) -> None:
+    """Refuse what is no Python int (bool and NumPy integers included: TypeError) or is below zero (ValueError)."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        _refuse(TypeError, name, value, "an int from 0", "Pass a Python int, for a NumPy integer int(value).")
+    if value < 0:
+        _refuse(ValueError, name, value, "an int from 0", "Pass 0 or more.")
 
 
 def check_bool(name: str, value: Any) -> None:
@@ -147,6 +157,15 @@ def _check_activation_name(error: type[Exception], name: str, value: str) -> Non
         near = nearest_names(value, ACTIVATIONS)
         advice = f"Did you mean {' or '.join(map(repr, near))}?" if near else "Pass one of these."
         _refuse(error, name, value, f"one of {', '.join(ACTIVATIONS)}", advice)
+
+
+def check_plain(name: str, cell: Any, kind: type[nn.Cell]) -> None:
+    """Refuse what is no `kind` or has a construct of its own, so that nothing of it can be lost (TypeError)."""
+    if not isinstance(cell, kind) or type(cell).construct is not kind.construct:
+        raise TypeError(
+            f"`{name}` is a {type(cell).__name__}; accepted is an nn.{kind.__name__} with MindSpore's own construct. "
+            "Hand in the plain layer that is to be replaced."
+        )
 
 
 def check_dense(dense: Any) -> None:

@@ -5,6 +5,7 @@ dtype of its arguments: hand in float64.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +14,12 @@ __all__ = [
     "Array",
     "adapter",
     "adapter_dense",
+    "conv2d",
     "dense",
     "ia3_dense",
+    "lora_conv2d",
     "lora_dense",
+    "lora_embedding",
     "low_rank_adapter",
     "low_rank_adapter_dense",
     "prefix_encoder",
@@ -87,6 +91,42 @@ def lora_dense(x: Array, parameters: Parameters, scaling: float, activation: str
     """Return activation(x weight^T + bias + scaling x lora_a^T lora_b^T)."""
     branch = x @ parameters["mindpet_delta_lora_a"].T @ parameters["mindpet_delta_lora_b"].T
     return _activate(activation, dense(x, parameters) + scaling * branch)
+
+
+def lora_embedding(ids: Array, parameters: Parameters, scaling: float) -> Array:
+    """Return embedding_table[i] + scaling lora_b lora_a[:, i] for each of the ids."""
+    change = (parameters["mindpet_delta_lora_b"] @ parameters["mindpet_delta_lora_a"]).T
+    return (parameters["embedding_table"] + scaling * change)[ids]
+
+
+def conv2d(
+    x: Array,
+    weight: Array,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, ...] = (0, 0, 0, 0),
+    dilation: tuple[int, int] = (1, 1),
+) -> Array:
+    """Convolve x (batch, in, height, width) with a weight (out, in / groups, height, width).
+
+    The padding counts rows above and below, columns left and right.
+    """
+    above, below, left, right = padding
+    x = np.pad(x, ((0, 0), (0, 0), (above, below), (left, right)))
+    windows = x
+    for axis in (0, 1):
+        extent = (weight.shape[2 + axis] - 1) * dilation[axis] + 1
+        windows = np.lib.stride_tricks.sliding_window_view(windows, extent, 2 + axis)[..., :: dilation[axis]]
+    windows = windows[:, :, :: stride[0], :: stride[1]]  # (batch, in, rows, columns, height, width)
+    groups = x.shape[1] // weight.shape[1]
+    pairs = zip(np.split(windows, groups, 1), np.split(weight, groups), strict=True)
+    return np.concatenate([np.einsum("niyxhw,oihw->noyx", *pair) for pair in pairs], 1)
+
+
+def lora_conv2d(x: Array, parameters: Parameters, scaling: float, **sliding: Any) -> Array:
+    """Return x * weight + bias + scaling (x * lora_a) * lora_b, with * for the convolution."""
+    branch = conv2d(conv2d(x, parameters["mindpet_delta_lora_a"], **sliding), parameters["mindpet_delta_lora_b"])
+    bias = np.reshape(parameters.get("bias", 0), (-1, 1, 1))
+    return conv2d(x, parameters["weight"], **sliding) + bias + scaling * branch
 
 
 def ia3_dense(x: Array, parameters: Parameters, feedforward: bool = False, activation: str | None = None) -> Array:

@@ -10,6 +10,7 @@ from mindpet.delta._checks import check_bool, check_dtype
 from mindpet.delta._dense import DeltaDense, make_parameter
 from mindpet.delta._host import host_values
 from mindpet.delta._shard import shard_methods
+from mindpet.delta._state import refuse_merged_training
 
 __all__ = ["IA3Dense"]
 
@@ -124,6 +125,7 @@ class IA3Dense(DeltaDense):
 
     def _scaled(self, mul: ops.Primitive, rows: Tensor) -> Tensor:
         """Return (rows, channels) times the factors of the channels, in the compute dtype."""
+        refuse_merged_training(self)
         change = self.cast(self.mindpet_delta_ia3_scale, mstype.float32) - 1.0
         factors = 1.0 + self.scaling * change
         return self.cast(mul(self.cast(rows, mstype.float32), factors), self.compute_dtype)

@@ -8,7 +8,15 @@ import mindspore
 import numpy as np
 from mindspore import Tensor, nn
 
-from mindpet.delta import PrefixEncoder, PrefixLayer, RDropLoss, _reference, rdrop_repeat
+from mindpet.delta import (
+    LoRAConv2d,
+    LoRAEmbedding,
+    PrefixEncoder,
+    PrefixLayer,
+    RDropLoss,
+    _reference,
+    rdrop_repeat,
+)
 from mindpet.delta._cases import INPUTS, LAYERS, OUTPUTS, Layer, random_input
 from mindpet.delta._reference import Array
 from mindpet.graph import freeze_delta
@@ -21,6 +29,7 @@ _STATES = (BATCH, HEADS, LENGTH, CHANNELS)
 _CAUSAL = np.tril(np.ones((BATCH, 1, LENGTH, LENGTH)))
 _CLASSES = 3
 _LABELS = np.array([0, 0, 2, 2], np.int32)
+_IDS = np.array([[0, 5, 2], [2, 1, 2]], np.int32)
 _PROBABILITIES = np.where(_LABELS[:, None] == np.arange(_CLASSES), 0.75, 0.125)
 
 
@@ -53,6 +62,18 @@ class _Alone(nn.Cell):
 
     def construct(self, x: Tensor) -> tuple[Tensor]:
         return (self.layer(x),)
+
+
+class _Embedded(nn.Cell):
+    """The embeddings of fixed ids, to which the input is added."""
+
+    def __init__(self, dtype: Any) -> None:
+        super().__init__()
+        self.layer = LoRAEmbedding(INPUTS, OUTPUTS, 2, 3, param_init_type=dtype, compute_dtype=dtype)
+        self.ids = Tensor(_IDS)
+
+    def construct(self, x: Tensor) -> tuple[Tensor]:
+        return (self.layer(self.ids).astype(x.dtype) + x,)
 
 
 class _ExtendedByLayer(nn.Cell):
@@ -150,6 +171,22 @@ _STATE_INPUTS = (random_input(_STATES, np.float64, 1), random_input(_STATES, np.
 
 TRIALS = (
     *map(_dense_trial, LAYERS.values()),
+    Trial(
+        "LoRAEmbedding",
+        _Embedded,
+        lambda inputs, parameters: (_reference.lora_embedding(_IDS, parameters, 1.5) + inputs[0],),
+        (random_input((*_IDS.shape, OUTPUTS), np.float64),),
+    ),
+    Trial(
+        "LoRAConv2d",
+        lambda dtype: _Alone(
+            LoRAConv2d(
+                *(2, 4, 2, 2, 3), param_init_type=dtype, compute_dtype=dtype, pad_mode="valid", group=2, has_bias=True
+            )
+        ),
+        lambda inputs, parameters: (_reference.lora_conv2d(inputs[0], parameters, 1.5),),
+        (random_input((BATCH, 2, 3, 4), np.float64),),
+    ),
     Trial("PrefixLayer", lambda dtype: _ExtendedByLayer(), _extend_by_layer, _STATE_INPUTS),
     Trial("PrefixEncoder", lambda dtype: _ExtendedByEncoder(), _extend_by_encoder, _STATE_INPUTS),
     Trial(
