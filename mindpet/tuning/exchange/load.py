@@ -198,8 +198,11 @@ def _describe_base(name: str, recorded: BaseTensor, parameters: Mapping[str, Par
 
 def _attach(net: nn.Cell, adapter: Adapter, compute_dtype: mindspore.Type | None) -> None:
     assert adapter.configs is not None
-    with keep_random_state():  # new parameters get random values first
-        get_peft_model(net, adapter.configs, compute_dtype)
+    try:
+        with keep_random_state():  # new parameters get random values first
+            get_peft_model(net, adapter.configs, compute_dtype)
+    except InputError as error:
+        raise type(error)(f"{adapter.path} cannot be attached: {error}") from error
 
 
 def _apply(net: nn.Cell, adapter: Adapter, rounded_to: Sequence[str]) -> tuple[Outcome | None, bool]:
@@ -272,7 +275,10 @@ def _verify(
             raise InputError(f"{name} does not hold what was written into it; check the device")
     if adapter.record is None:
         return None
-    outcome = repeat_probes(net, state, adapter.record, rounded_to)
+    try:
+        outcome = repeat_probes(net, state, adapter.record, rounded_to)
+    except InputError as error:
+        raise InputError(f"{adapter.path} was not loaded: {error}") from error
     if outcome and not outcome.passed:
         raise InputError(
             f"{adapter.path} was not loaded: {outcome.place} gives outputs that differ by {outcome.difference:.1e} of"

@@ -1,0 +1,152 @@
+import mindspore
+import numpy as np
+import pytest
+
+import mindpet
+from mindpet.tuning.registry import METHODS
+from mindpet.tuning.state import adapter_parameters
+from tests.tuning.exchange.networks import CONFIGS, Stack, adapter_values, bert, fill, lora, outputs, trained
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_comes_back_bit_for_bit(tmp_path, method, mode):
+    before = trained(bert(), CONFIGS[method])
+    mindpet.save_adapter(before, tmp_path / "adapter")
+    after = bert()
+    report = mindpet.load_adapter(after, tmp_path / "adapter")
+    assert adapter_values(after) == adapter_values(before)
+    np.testing.assert_array_equal(outputs(after), outputs(before))
+    assert report.methods == (method,)
+    assert report.attached and report.is_verified and report.has_effect
+    assert report.outcome.difference == 0
+    assert report.outcome.ran_network
+    assert report.rounded_to == ()
+    trainable = [parameter.name for parameter in after.trainable_params()]
+    assert trainable == [parameter.name for parameter in before.trainable_params()]
+
+
+def test_methods_are_combined_in_one_folder(tmp_path):
+    configs = [lora(target_modules=["first"]), mindpet.AdapterConfig(bottleneck_size=2, target_modules=["second"])]
+    configs.append(mindpet.BitFitConfig())
+    before = trained(Stack(), configs)
+    mindpet.save_adapter(before, tmp_path / "adapter")
+    after = Stack()
+    report = mindpet.load_adapter(after, tmp_path / "adapter")
+    assert report.methods == ("lora", "adapter", "bitfit")
+    assert adapter_values(after) == adapter_values(before)
+    np.testing.assert_array_equal(outputs(after), outputs(before))
+
+
+def test_a_compiled_network_sees_the_loaded_values(tmp_path):
+    mindspore.set_context(mode=mindspore.GRAPH_MODE)
+    before = trained(Stack(), lora())
+    mindpet.save_adapter(before, tmp_path / "adapter")
+    expected = outputs(before)
+    after = trained(Stack(), lora(), seed=2)
+    assert not np.array_equal(outputs(after), expected)
+    compiled = set(after.compile_cache)
+    report = mindpet.load_adapter(after, tmp_path / "adapter")
+    np.testing.assert_array_equal(outputs(after), expected)
+    assert not report.attached
+    assert after.compile_cache == compiled
+
+
+def test_a_plain_network_that_was_compiled_sees_what_loading_attaches(tmp_path):
+    mindspore.set_context(mode=mindspore.GRAPH_MODE)
+    before = trained(Stack(), lora())
+    mindpet.save_adapter(before, tmp_path / "adapter")
+    after = Stack()
+    outputs(after)
+    mindpet.load_adapter(after, tmp_path / "adapter")
+    np.testing.assert_array_equal(outputs(after), outputs(before))
+
+
+def test_the_file_of_tensors_alone_is_enough(tmp_path):
+    before = trained(Stack(), lora())
+    mindpet.save_adapter(before, tmp_path / "adapter")
+    after = Stack()
+    report = mindpet.load_adapter(after, tmp_path / "adapter" / "adapter_model.safetensors")
+    assert report.is_verified
+    assert adapter_values(after) == adapter_values(before)
+
+
+def test_training_settings_may_differ_from_the_saved_ones(tmp_path):
+    before = trained(Stack(), lora())
+    mindpet.save_adapter(before, tmp_path / "adapter")
+    after = mindpet.get_peft_model(Stack(), lora(lora_dropout=0.5, target_modules=".*(first|second)"))
+    mindpet.load_adapter(after, tmp_path / "adapter")
+    assert adapter_values(after) == adapter_values(before)
+    assert after.first.lora_dropout.p == 0.5
+
+
+@pytest.mark.parametrize("mode_before", [mindspore.GRAPH_MODE, mindspore.PYNATIVE_MODE])
+def test_saving_and_loading_leave_no_trace(tmp_path, mode_before):
+    mindspore.set_context(mode=mode_before)
+    network = trained(bert(), CONFIGS["lora"])
+    network.set_train()
+    network.bert.encoder.layer[0].attention.set_train(False)
+    plain = bert()
+
+    def traces(net):
+        flags = {path: cell.training for path, cell in net.cells_and_names()}
+        random = (np.random.get_state()[1].tobytes(), mindspore.get_rng_state().asnumpy().tobytes())
+        return flags, random, mindspore.get_context("mode")
+
+    before = traces(network)
+    mindpet.save_adapter(network, tmp_path / "adapter")
+    mindpet.load_adapter(network, tmp_path / "adapter")
+    assert traces(network) == before
+    random, mode = traces(plain)[1:]
+    mindpet.load_adapter(plain, tmp_path / "adapter")
+    assert traces(plain)[1:] == (random, mode)
+    assert not any(cell.training for _, cell in plain.cells_and_names())
+
+
+def test_an_untrained_adapter_has_no_effect_yet(tmp_path):
+    mindpet.save_adapter(mindpet.get_peft_model(Stack(), lora()), tmp_path / "adapter")
+    report = mindpet.load_adapter(Stack(), tmp_path / "adapter")
+    assert report.is_verified
+    assert not report.has_effect
+    assert "no effect yet" in str(report)
+
+
+@pytest.mark.parametrize("method", ["adapter", "ia3", "bitfit"])
+def test_methods_that_change_nothing_at_first_say_so(tmp_path, method):
+    config = METHODS[method].config(**({"target_modules": ["first"]} if method != "bitfit" else {}))
+    network = mindpet.get_peft_model(Stack(), config)
+    mindpet.save_adapter(network, tmp_path / "untrained")
+    assert not mindpet.load_adapter(Stack(), tmp_path / "untrained").has_effect
+    mindpet.save_adapter(fill(network), tmp_path / "trained")
+    assert mindpet.load_adapter(Stack(), tmp_path / "trained").has_effect
+
+
+def test_the_report_is_one_sentence(tmp_path):
+    mindpet.save_adapter(trained(bert(), CONFIGS["lora"]), tmp_path / "adapter")
+    report = mindpet.load_adapter(bert(), tmp_path / "adapter")
+    assert str(report) == (
+        f"lora applied from {tmp_path / 'adapter'}; largest difference 0.0e+00 (allowed 2.0e-04) in "
+        "bert.encoder.layer.0.attention.self.query; 3 cells and the whole network run"
+    )
+
+
+def test_only_the_adapter_is_written(tmp_path):
+    from safetensors.numpy import load_file
+
+    network = trained(Stack(), lora())
+    mindpet.save_adapter(network, tmp_path / "adapter")
+    names = load_file(tmp_path / "adapter" / "adapter_model.safetensors").keys()
+    assert names == adapter_parameters(network).keys()
+    assert "head.weight" in names
+    assert not any("mindpet_state_" in name for name in names)
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+def test_the_same_adapter_gives_the_same_files(tmp_path):
+    for name in ("one", "two"):
+        mindpet.save_adapter(trained(Stack(), lora()), tmp_path / name)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
