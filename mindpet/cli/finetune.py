@@ -31,7 +31,7 @@ def run(settings: FinetuneSettings, examples: int) -> None:
     """Fine-tune, show progress on stderr, and print the closing tables and `examples` test texts on stdout."""
     follow_the_launcher()
     if (devices := devices_to_launch(settings)) > 1:
-        raise typer.Exit(launch(sys.argv[1:], devices))
+        raise typer.Exit(launch([sys.executable, "-m", "mindpet.cli", *sys.argv[1:]], devices))
     from rich.console import Console
 
     from mindpet.train.finetune import finetune

@@ -11,10 +11,9 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,15 +33,15 @@ class RankError(RuntimeError):
     """A process of a data-parallel run ended before its time, and the run with it."""
 
 
-def launch(arguments: Sequence[str], devices: int) -> int:
-    """Run the program `mindpet` in `devices` processes that find each other, and wait until all have ended.
+def launch(command: Sequence[str], devices: int) -> int:
+    """Run a command in `devices` processes that find each other, and wait until all have ended.
 
     The first rank has this process's stdout and stderr. The first SIGINT or SIGTERM asks the ranks to stop after the
     step at hand; a second one ends them at once. When a rank ends before its time, the others are ended too; and so are
     all of them when this process is killed.
 
     Args:
-        arguments: The command line of `mindpet`.
+        command: A program and its arguments; one more process runs it, only to bring the ranks together.
         devices: How many processes, each for one device.
 
     Returns:
@@ -52,13 +51,14 @@ def launch(arguments: Sequence[str], devices: int) -> int:
         RankError: A rank was killed or has failed alone; the message says which one.
     """
     with catch_stop_signals() as stop, TemporaryDirectory(prefix="mindpet-") as logs:
-        members = _start(arguments, devices, Path(logs))
+        members: list[_Member] = []
         try:
+            members.extend(_start(command, devices, Path(logs)))
             failed = _watch(members, stop)
             codes = {rank.code for rank in members[1:]}
-            if failed is not None and (failed.code < 0 or len(codes) > 1):
+            if failed and (failed.code < 0 or codes != {failed.code}):
                 raise _explain(failed, stop)
-            return max(code or 0 for code in codes)
+            return failed.code if failed else 0
         finally:
             for member in members:
                 member.end()
@@ -116,21 +116,18 @@ class _Member:
         return "\n".join([f"\nthe last lines of {self.name}:", *lines]) if lines else ""
 
 
-def _start(arguments: Sequence[str], devices: int, logs: Path) -> list[_Member]:
-    """Start the process that brings the ranks together, and the ranks in their order."""
+def _start(command: Sequence[str], devices: int, logs: Path) -> Iterator[_Member]:
+    """Start the process that brings the ranks together, then the ranks in their order."""
     environment = _environment(devices)
-    scheduler = _start_member("scheduler", arguments, environment | {"MS_ROLE": "MS_SCHED"}, logs / "scheduler")
-    members = [scheduler]
+    yield _start_member("the scheduler", command, environment | {"MS_ROLE": "MS_SCHED"}, logs / "scheduler")
     for rank in range(devices):
         of_the_rank = {"MS_ROLE": "MS_WORKER", **dict.fromkeys(("MS_NODE_ID", "RANK_ID", "DEVICE_ID"), str(rank))}
         log = logs / f"rank_{rank}" if rank else None
-        members.append(_start_member(f"rank {rank}", arguments, environment | of_the_rank, log))
-    return members
+        yield _start_member(f"rank {rank}", command, environment | of_the_rank, log)
 
 
-def _start_member(name: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path | None) -> _Member:
+def _start_member(name: str, command: Sequence[str], environment: Mapping[str, str], log: Path | None) -> _Member:
     """Start a process out of reach of the terminal's signals, which come by this process."""
-    command = [sys.executable, "-m", "mindpet.cli", *arguments]
     output = None if log is None else log.open("wb")
     process = subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
