@@ -172,6 +172,7 @@ def _carry_out(network: nn.Cell, view: Network, plans: Sequence[Plan]) -> None:
             parameter.requires_grad = STATE_MARK not in parameter.name and (
                 parameter.name not in own or parameter.name in marked
             )
+        undo.append(partial(_take_away, network, STATE_ATTRIBUTE))
         setattr(network, STATE_ATTRIBUTE, state)
         forget_compiled()
     except BaseException:

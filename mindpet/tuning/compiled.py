@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import gc
 import types
-from collections.abc import Iterator
-from typing import Any
 
 import mindspore
 from mindspore import nn
@@ -25,6 +23,8 @@ from mindpet.utils.exceptions import CompiledNetworkError
 
 __all__ = ["forget_compiled", "refuse_stale"]
 
+_OPTIMIZERS = (nn.Optimizer, optim.Optimizer)
+
 
 def refuse_stale(network: nn.Cell) -> None:
     """Refuse to change a network while something is alive that would go on with what was there before.
@@ -32,21 +32,12 @@ def refuse_stale(network: nn.Cell) -> None:
     Raises:
         CompiledNetworkError: An optimizer holds parameters of the network, or a function captured as bytecode lives.
     """
-    gc.collect()  # what is dead but not yet freed is no reason
     own = {id(parameter) for parameter in network.get_parameters()}
-    for optimizer in _living(nn.Optimizer, optim.Optimizer):
-        if any(id(parameter) in own for parameter in optimizer.parameters):
-            raise CompiledNetworkError(
-                f"a living optimizer ({type(optimizer).__name__}) holds parameters of the network and would go on"
-                " training these; delete it and what holds it (a Model, a TrainOneStepCell), call this again and make"
-                " the optimizer afterwards"
-            )
-    for function in _living(types.FunctionType):
-        if _captures_bytecode(function):
-            raise CompiledNetworkError(
-                f"the function {function.__qualname__} was made by ms.jit(capture_mode='bytecode'), which keeps its"
-                " graphs when the network changes; delete it, call this again and define it afterwards"
-            )
+    if _find_obstacle(own):
+        gc.collect()  # what is dead but not yet freed is no obstacle
+        obstacle = _find_obstacle(own)
+        if obstacle:
+            raise CompiledNetworkError(obstacle)
 
 
 def forget_compiled() -> None:
@@ -54,9 +45,22 @@ def forget_compiled() -> None:
     mindspore.ms_memory_recycle()
 
 
-def _living(*kinds: type) -> Iterator[Any]:
-    """Yield the living objects of these types; type() asks nothing of proxies, which isinstance would wake up."""
-    return (item for item in gc.get_objects() if issubclass(type(item), kinds))
+def _find_obstacle(own: set[int]) -> str:
+    """Return what is in the way, or '': an optimizer of parameters with these ids, or a function kept as bytecode."""
+    for item in gc.get_objects():
+        kind = type(item)  # isinstance would wake up lazy proxies
+        if issubclass(kind, _OPTIMIZERS) and any(id(parameter) in own for parameter in item.parameters):
+            return (
+                f"a living optimizer ({kind.__name__}) holds parameters of the network and would go on training these;"
+                " delete it and what holds it (a Model, a TrainOneStepCell), call this again and make the optimizer"
+                " afterwards"
+            )
+        if kind is types.FunctionType and _captures_bytecode(item):
+            return (
+                f"the function {item.__qualname__} was made by ms.jit(capture_mode='bytecode'), which keeps its graphs"
+                " when the network changes; delete it, call this again and define it afterwards"
+            )
+    return ""
 
 
 def _captures_bytecode(function: types.FunctionType) -> bool:

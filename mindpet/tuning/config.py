@@ -98,8 +98,8 @@ class AdapterConfig(PeftConfig):
     Attributes:
         bottleneck_size: The size between the two projections.
         non_linearity: The name of the activation between them.
-        up_init: How the up-projection's weight starts: the name of a MindSpore initializer. Other than 'zeros', it
-            changes the network's output at once; the specification's own layer starts with 'normal'.
+        up_init: How the up-projection's weight starts: the name of a MindSpore initializer. With any
+            but 'zeros', the adapter acts at once; the specification's own layer starts with 'normal'.
         target_modules: The dense layers that adapters follow; see `PeftConfig`. By default the attention's output
             projection and the second dense layer of the feed-forward network.
         modules_to_save: Cells that are trained and saved whole.

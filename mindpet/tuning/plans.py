@@ -249,8 +249,8 @@ def _attentions(network: Network, method: str) -> dict[str, nn.Cell]:
     attentions = {path: cell for path, cell in network.cells.items() if takes_prefix(cell)}
     if not attentions:
         raise InputError(
-            f"no attention of {type(network.root).__name__} takes a prefix, which {method} needs; choose another method,"
-            " or let its attentions follow the protocol of mindpet.tuning.prefixes"
+            f"no attention of {type(network.root).__name__} takes a prefix, which {method} needs; choose another"
+            " method, or let its attentions follow the protocol of mindpet.tuning.prefixes"
         )
     return attentions
 

@@ -1,13 +1,21 @@
+import copy
+
 import mindspore
 import numpy as np
 import pytest
-from mindspore import Tensor, nn
+from mindspore import Tensor, mint, nn
 from mindspore import dtype as mstype
 
+import mindpet
 from mindpet.delta.lora import LoRADense
-from mindpet.tuning.attach import get_peft_model
-from mindpet.tuning.config import LoraConfig
+from mindpet.graph.freeze_utils import count_parameters, freeze_delta, freeze_modules
+from mindpet.tuning.attach import detach, get_peft_model
+from mindpet.tuning.config import AdapterConfig, BitFitConfig, IA3Config, LoraConfig, PrefixConfig, PTuning2Config
+from mindpet.tuning.places import Place
+from mindpet.tuning.registry import METHODS
+from mindpet.tuning.state import adapter_parameters, require_state, state_of
 from mindpet.utils.exceptions import InputError
+from tests.methods import CHANGES_THE_START, EVERY_METHOD, FIELDS, batch, config_of, move_adapter, small_bert
 
 
 class _Block(nn.Cell):
@@ -27,12 +35,13 @@ class _Network(nn.Cell):
         self.blocks = nn.CellList([_Block(), _Block()])
         self.sequence = nn.SequentialCell(nn.Dense(4, 4), nn.ReLU())
         self.shared = self.sequence[0]
+        self.again = self.shared
         self.classifier = nn.Dense(4, 2)
 
     def construct(self, x):
         for block in self.blocks:
             x = block(x)
-        return self.classifier(self.sequence(x) + self.shared(x))
+        return self.classifier(self.sequence(x) + self.shared(x) + self.again(x))
 
 
 def _input():
@@ -40,49 +49,110 @@ def _input():
 
 
 def _attach(network, **fields):
-    return get_peft_model(network, LoraConfig(**fields))
+    return get_peft_model(network, LoraConfig(**{"target_modules": ["query", "value"]} | fields))
 
 
-def test_attaching_changes_no_output_no_parameter_and_no_name(mode):
-    network, plain = _Network(), _Network()
-    before = {parameter.name: parameter for parameter in network.get_parameters()}
-    for parameter in plain.get_parameters():
-        parameter.set_data(before[parameter.name])
-    assert _attach(network, modules_to_save=["classifier"]) is network
-    after = {parameter.name: parameter for parameter in network.get_parameters()}
-    assert {name: id(parameter) for name, parameter in before.items()}.items() <= {
-        name: id(parameter) for name, parameter in after.items()
-    }.items()
-    added = set(after) - set(before)
-    assert added == {
-        f"blocks.{n}.{name}.mindpet_delta_lora_{letter}"
-        for n in (0, 1)
-        for name in ("query", "value")
-        for letter in "ab"
-    }
+def _picture(network):
+    """Return all that must stay as it was when attaching fails."""
+    cells = {path: cell for path, cell in network.cells_and_names()}
+    return (
+        [(path, id(cell), cell.training, list(cell.name_cells())) for path, cell in cells.items()],
+        [(path, cell.prefix) for path, cell in cells.items() if hasattr(cell, "prefix")],
+        [(id(item), item.name, item.requires_grad, item.asnumpy().tobytes()) for item in network.get_parameters()],
+        state_of(network),
+    )
+
+
+def test_every_method_has_a_case():
+    assert set(FIELDS) <= set(METHODS)
+    assert all(method.name == name == method.config.method for name, method in METHODS.items())
+
+
+@EVERY_METHOD
+def test_the_start_is_exact_or_said_to_differ_and_only_what_is_trained_moves(method, mode):
+    network = small_bert()
+    plain = network(*batch()).asnumpy()
+    get_peft_model(network, config_of(method))
+    difference = np.abs(network(*batch()).asnumpy() - plain).max()
+    assert (difference > 1e-7) == (method in CHANGES_THE_START)
+    assert ("hanges the network's output" in METHODS[method].config.__doc__) == (method in CHANGES_THE_START)
+    before = {parameter.name: parameter.asnumpy().copy() for parameter in network.get_parameters()}
     trained = {parameter.name for parameter in network.trainable_params()}
-    assert trained == added | {"classifier.weight", "classifier.bias"}
-    np.testing.assert_array_equal(network(_input()).asnumpy(), plain(_input()).asnumpy())
+    step = nn.TrainOneStepCell(_Loss(network), nn.Adam(network.trainable_params(), 0.01))
+    step.set_train()
+    losses = [float(step(*batch()).asnumpy()) for _ in range(3)]
+    assert losses[2] < losses[0]
+    moved = {item.name for item in network.get_parameters() if (item.asnumpy() != before[item.name]).any()}
+    # No gradient reaches a key's bias: it shifts all scores of a position alike.
+    assert moved <= trained
+    assert all(".key.bias" in name for name in trained - moved)
 
 
-@pytest.mark.parametrize(
-    ("targets", "adapted"),
-    [
-        (["query"], {"blocks.0.query", "blocks.1.query"}),
-        (["blocks.1.value"], {"blocks.1.value"}),
-        (["1.value", "key"], {"blocks.1.value", "blocks.0.key", "blocks.1.key"}),
-        (["sequence.0"], {"sequence.0"}),
-    ],
-)
-def test_targets_are_names_or_path_suffixes(targets, adapted):
-    network = _attach(_Network(), target_modules=targets)
-    assert {path for path, cell in network.cells_and_names() if isinstance(cell, LoRADense)} == adapted
+class _Loss(nn.Cell):
+    def __init__(self, network):
+        super().__init__(auto_prefix=False)
+        self.network = network
+
+    def construct(self, ids, mask, types):
+        logits = self.network(ids, mask, types)
+        return ((logits - 1.0) ** 2).mean()
 
 
-def test_a_shared_layer_is_replaced_once_at_both_places():
+def test_a_low_rank_adapter_may_start_exact():
+    network = small_bert()
+    before = network(*batch()).asnumpy()
+    get_peft_model(network, config_of("low_rank_adapter", up_init="zeros"))
+    np.testing.assert_array_equal(network(*batch()).asnumpy(), before)
+
+
+@EVERY_METHOD
+def test_the_networks_own_parameters_stay_the_same_objects_under_the_same_names(method):
+    network = small_bert(layers=2)
+    before = {parameter.name: id(parameter) for parameter in network.get_parameters()}
+    assert get_peft_model(network, config_of(method, modules_to_save=["classifier"])) is network
+    after = {parameter.name: parameter for parameter in network.get_parameters()}
+    assert before.items() <= {name: id(parameter) for name, parameter in after.items()}.items()
+    added = {name for name in set(after) - set(before) if "mindpet_state_" not in name}
+    assert all(f"mindpet_delta_{method}" in name for name in added)
+    trained = {parameter.name for parameter in network.trainable_params()}
+    own = {"classifier.weight", "classifier.bias"}
+    if method == "bitfit":
+        own |= {name for name in before if name.endswith("bias")}
+    assert trained == added | own == set(adapter_parameters(network))
+    assert {name for name in after if "mindpet_state_" in name}.isdisjoint(trained)
+
+
+@EVERY_METHOD
+def test_detaching_gives_the_plain_network_back(method):
+    network = small_bert(layers=2)
+    network.bert.pooler.dense.weight.requires_grad = False
+    before = _picture(network)
+    get_peft_model(network, config_of(method))
+    detach(network)
+    assert _picture(network) == before
+
+
+@EVERY_METHOD
+def test_a_copy_of_the_network_has_a_state_of_its_own(method):
+    network = get_peft_model(small_bert(), config_of(method, modules_to_save=["classifier"]))
+    twin = copy.deepcopy(network)
+    assert state_of(twin) is not state_of(network)
+    cells = {id(cell) for _, cell in twin.cells_and_names()}
+    assert all(id(item.cell) in cells for item in (*state_of(twin).replacements, *state_of(twin).feeds))
+    assert all(id(place.parent) in cells for item in state_of(twin).replacements for place in item.places)
+    detach(twin)
+    assert state_of(network) is not None and adapter_parameters(network)
+    np.testing.assert_array_equal(twin(*batch()).asnumpy(), small_bert()(*batch()).asnumpy())
+
+
+def test_a_shared_layer_is_replaced_once_at_all_its_places():
     network = _attach(_Network(), target_modules=["sequence.0"])
     assert isinstance(network.shared, LoRADense)
-    assert network.shared is network.sequence[0]
+    assert network.shared is network.sequence[0] is network.again
+    assert len(require_state(network).replacements[0].places) == 3
+    detach(network)
+    assert type(network.shared) is nn.Dense
+    assert network.shared is network.sequence[0] is network.again
 
 
 def test_the_branches_draw_their_first_values_in_the_order_of_the_network():
@@ -101,40 +171,277 @@ def test_the_branches_draw_their_first_values_in_the_order_of_the_network():
         np.testing.assert_array_equal(one.asnumpy(), other.asnumpy())
 
 
+# A failure half-way
+
+
+_COMBINED = [LoraConfig(r=2), AdapterConfig(bottleneck_size=2), BitFitConfig(modules_to_save=["classifier"])]
+
+
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    "configs", [_COMBINED, [PrefixConfig()], [PTuning2Config()]], ids=["layers", "feeds", "shared"]
+)
+def test_a_failure_at_any_exchange_leaves_the_network_as_it_was(monkeypatch, configs):
+    network = small_bert(layers=2)
+    before = _picture(network)
+    put = Place.put
+    left = -1
+
+    def put_or_fail(place, cell):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise MemoryError("no room for this cell")
+        put(place, cell)
+
+    monkeypatch.setattr(Place, "put", put_or_fail)
+    get_peft_model(network, configs)
+    exchanges = -1 - left
+    detach(network)
+    assert exchanges >= 2
+    for number in range(1, exchanges + 1):
+        left = number
+        with pytest.raises(MemoryError):
+            get_peft_model(network, configs)
+        assert _picture(network) == before
+
+
+def test_a_failure_of_the_last_step_leaves_the_network_as_it_was(monkeypatch):
+    network = small_bert()
+    before = _picture(network)
+
+    def fail():
+        raise RuntimeError("the graphs cannot be forgotten")
+
+    monkeypatch.setattr("mindpet.tuning.attach.forget_compiled", fail)
+    with pytest.raises(RuntimeError, match="cannot be forgotten"):
+        get_peft_model(network, _COMBINED)
+    assert _picture(network) == before
+
+
+# Combining methods
+
+
+def test_methods_combine_on_one_network(mode):
+    network = small_bert(layers=2)
+    before = network(*batch()).asnumpy()
+    get_peft_model(network, _COMBINED)
+    np.testing.assert_array_equal(network(*batch()).asnumpy(), before)
+    methods = {item.path: item.method for item in require_state(network).replacements}
+    attention = "bert.encoder.layer.1.attention"
+    assert methods[f"{attention}.self.query"] == "lora"
+    assert methods[f"{attention}.output.dense"] == "adapter"
+    trained = {parameter.name for parameter in network.trainable_params()}
+    assert {f"{attention}.self.key.bias", f"{attention}.self.query.bias", "classifier.weight"} <= trained
+    assert f"{attention}.self.query.weight" not in trained
+
+
+def test_a_prefix_and_lora_serve_one_attention(mode):
+    network = get_peft_model(small_bert(), [config_of("prefixtuning"), LoraConfig(r=2)])
+    fed = network(*batch()).asnumpy()
+    move_adapter(network)
+    assert np.abs(network(*batch()).asnumpy() - fed).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("configs", "said"),
     [
-        ({"target_modules": ["querry"]}, "target_modules: 'querry'.*nearest: query"),
-        ({"target_modules": ["uery"]}, "'uery' is the name or path suffix of no nn.Dense"),
-        ({"target_modules": ["blocks.0"]}, "no nn.Dense cell"),
-        ({"modules_to_save": ["clasifier"]}, "modules_to_save: 'clasifier'.*nearest: classifier"),
+        ([LoraConfig(), IA3Config()], "self.value is wanted by lora and by ia3"),
+        ([PrefixConfig(), PTuning2Config()], "is wanted by prefixtuning and by ptuning2"),
+        ([LoraConfig(), LoraConfig(r=4)], "names lora twice"),
+        ([LoraConfig(modules_to_save=["attention"])], "modules_to_save trains whole"),
+        ([LoraConfig(), BitFitConfig(modules_to_save=["query"])], "modules_to_save trains whole"),
+        ([], "empty list"),
     ],
 )
-def test_an_entry_without_a_match_changes_nothing(fields, said):
-    network = _Network()
-    before = [(path, id(cell)) for path, cell in network.cells_and_names()]
+def test_conflicts_are_refused(configs, said):
+    network = small_bert()
+    before = _picture(network)
     with pytest.raises(InputError, match=said):
-        _attach(network, **fields)
-    assert [(path, id(cell)) for path, cell in network.cells_and_names()] == before
-    assert all(parameter.requires_grad for parameter in network.get_parameters())
+        get_peft_model(network, configs)
+    assert _picture(network) == before
 
 
 def test_attaching_twice_is_refused():
     network = _attach(_Network())
-    with pytest.raises(InputError, match="has LoRA layers already"):
+    with pytest.raises(InputError, match="has lora attached already; give all methods as one list"):
+        _attach(network)
+    wrapper = nn.SequentialCell(network)
+    with pytest.raises(InputError, match="has the delta parameter"):
+        _attach(wrapper)
+
+
+@pytest.mark.parametrize("given", [{"r": 2}, [LoraConfig(), "bitfit"]])
+def test_what_is_no_configuration_is_a_type_error(given):
+    with pytest.raises(TypeError, match="give configurations such as"):
+        get_peft_model(_Network(), given)
+    with pytest.raises(TypeError, match=r"give a mindspore\.nn\.Cell"):
+        get_peft_model(LoraConfig(), LoraConfig())
+
+
+# What can be adapted
+
+
+def test_a_network_that_takes_no_prefix_is_refused_by_name():
+    with pytest.raises(InputError, match="no attention of _Network takes a prefix, which P-Tuning v2 needs"):
+        get_peft_model(_Network(), PTuning2Config())
+
+
+class _Scaled(nn.Dense):
+    def construct(self, x):
+        return 2 * super().construct(x)
+
+
+class _Listed(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Dense(4, 4)
+        self.layers = (self.query,)
+
+    def construct(self, x):
+        return self.layers[0](x)
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (nn.SequentialCell(_Scaled(4, 4)), "0 cannot be adapted: .* is a _Scaled"),
+        (nn.SequentialCell(nn.Dense(4, 4).to_float(mstype.float16)), "0 casts its inputs, by to_float"),
+        (_Listed(), "query also stands in the plain tuple layers of _Listed"),
+    ],
+)
+def test_a_layer_that_would_lose_something_is_refused(network, said):
+    before = _picture(network)
+    with pytest.raises(InputError, match=said):
+        get_peft_model(network, LoraConfig(target_modules="all-linear"))
+    assert _picture(network) == before
+
+
+def test_parameters_that_share_a_name_are_refused():
+    network = _Network()
+    network.blocks[0].query = nn.Dense(4, 4)
+    network.blocks[1].query = nn.Dense(4, 4)
+    with pytest.raises(InputError, match=r"several parameters of the network have the name 'query\.weight'"):
         _attach(network)
 
 
-def test_only_the_branch_learns_and_in_the_given_dtype(mode):
-    network = get_peft_model(_Network(), LoraConfig(r=2, target_modules=["query"]), compute_dtype=mstype.float16)
-    layer = network.blocks[0].query
-    assert (layer.compute_dtype, layer.lora_rank) == (mstype.float16, 2)
-    frozen = {p.name: p.asnumpy().copy() for p in network.get_parameters() if not p.requires_grad}
-    loss = nn.WithLossCell(network, nn.MSELoss())
-    step = nn.TrainOneStepCell(loss, nn.SGD(network.trainable_params(), 0.1))
-    first = step(_input(), Tensor(np.ones((3, 2)), mstype.float32)).asnumpy()
-    second = step(_input(), Tensor(np.ones((3, 2)), mstype.float32)).asnumpy()
-    assert second < first
-    for parameter in network.get_parameters():
-        if parameter.name in frozen:
-            np.testing.assert_array_equal(parameter.asnumpy(), frozen[parameter.name])
+def test_a_linear_of_mint_is_adapted(mode):
+    network = nn.SequentialCell(mint.nn.Linear(4, 4), mint.nn.Linear(4, 2, bias=False))
+    before = network(_input()).asnumpy()
+    parameters = {item.name: id(item) for item in network.get_parameters()}
+    get_peft_model(network, LoraConfig(r=2, target_modules="all-linear"))
+    np.testing.assert_allclose(network(_input()).asnumpy(), before, rtol=1e-6, atol=1e-6)
+    assert parameters.items() <= {item.name: id(item) for item in network.get_parameters()}.items()
+    detach(network)
+    np.testing.assert_array_equal(network(_input()).asnumpy(), before)
+
+
+# LoRA's fields
+
+
+def test_patterns_set_rank_and_scale_of_single_layers():
+    network = _attach(
+        _Network(),
+        r=2,
+        lora_alpha=4,
+        rank_pattern={"blocks.0.query": 3, r".*\.\d\.query": 5},
+        alpha_pattern={"value": 1},
+    )
+    ranks = {item.path: (item.cell.lora_rank, item.cell.lora_alpha) for item in require_state(network).replacements}
+    assert ranks == {
+        "blocks.0.query": (3, 4),
+        "blocks.0.value": (2, 1),
+        "blocks.1.query": (5, 4),
+        "blocks.1.value": (2, 1),
+    }
+
+
+@pytest.mark.parametrize(
+    ("bias", "trained"),
+    [
+        ("none", set()),
+        ("lora_only", {"blocks.0.query.bias", "blocks.1.query.bias"}),
+        (
+            "all",
+            {f"blocks.{number}.{name}.bias" for number in (0, 1) for name in ("query", "key", "value")}
+            | {"again.bias", "classifier.bias"},  # a shared layer has the name of its last place,
+        ),
+    ],
+)
+def test_bias_says_which_biases_are_trained_too(bias, trained):
+    network = _attach(_Network(), target_modules=["query"], bias=bias)
+    assert {item.name for item in network.trainable_params() if "mindpet_" not in item.name} == trained
+    assert set(require_state(network).marked) == trained
+
+
+def test_what_is_marked_keeps_a_copy_of_its_value():
+    network = _attach(_Network(), modules_to_save=["classifier"])
+    before = network.classifier.bias.asnumpy()
+    move_adapter(network)
+    np.testing.assert_array_equal(require_state(network).marked["classifier.bias"], before)
+    assert (network.classifier.bias.asnumpy() != before).any()
+
+
+@pytest.mark.parametrize("dtype", [mstype.float16, mstype.float32])
+def test_the_products_run_in_the_given_dtype(dtype, mode):
+    network = get_peft_model(_Network(), LoraConfig(r=2, target_modules=["query"]), compute_dtype=dtype)
+    assert network.blocks[0].query.compute_dtype == dtype
+    assert network(_input()).dtype == mstype.float32
+
+
+def test_the_scale_is_a_value_that_a_compiled_graph_sees(mode):
+    network = _attach(_Network(), r=2, lora_alpha=4)
+    plain = network(_input()).asnumpy()
+    move_adapter(network)
+    adapted = network(_input()).asnumpy()
+    scales = [item for item in network.get_parameters() if "mindpet_state_" in item.name]
+    assert [item.name for item in scales] == [f"{item.path}.mindpet_state_scale" for item in _replaced(network)]
+    assert all((item.dtype, item.shape, float(item.asnumpy())) == (mstype.float32, (), 2.0) for item in scales)
+    for scale in scales:
+        scale.set_data(Tensor(0.0, mstype.float32))
+    np.testing.assert_array_equal(network(_input()).asnumpy(), plain)
+    for scale in scales:
+        scale.set_data(Tensor(2.0, mstype.float32))
+    np.testing.assert_array_equal(network(_input()).asnumpy(), adapted)
+    assert np.abs(adapted - plain).max() > 1e-3
+
+
+def _replaced(network):
+    return require_state(network).replacements
+
+
+def test_state_is_neither_counted_nor_matched_by_patterns(recwarn):
+    network = _attach(_Network(), r=2)
+    by_hand = count_parameters(_Network()).total + 4 * 2 * (4 + 4)
+    assert count_parameters(network).total == by_hand
+    freeze_delta(network, "lora", exclude=["*"])
+    freeze_modules(network, exclude=["*scal*", "*"])
+    assert not [item.name for item in network.trainable_params() if "mindpet_state_" in item.name]
+    assert ["scal" in str(warning.message) for warning in recwarn] == [True]
+
+
+def test_a_merged_layer_refuses_to_train(mode):
+    network = _attach(_Network(), r=2, target_modules=["query"])
+    network.blocks[0].query.merged = True
+    network.set_train(False)
+    network(_input())
+    network.set_train()
+    with pytest.raises(ValueError, match="is merged into the base weights"):
+        network(_input())
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+def test_merged_values_are_those_of_the_plain_layer(transposed):
+    layer = nn.Dense(4, 3)
+    cell = LoRADense.from_dense(layer, 2, 3, lora_b_init="normal")
+    expected = layer.weight.asnumpy() + 1.5 * cell.mindpet_delta_lora_b.asnumpy() @ cell.mindpet_delta_lora_a.asnumpy()
+    if not transposed:
+        cell.matmul = mindspore.ops.MatMul()
+        cell.weight = mindspore.Parameter(Tensor(layer.weight.asnumpy().T.copy()), name="weight")
+    merged = cell.merged_values()["weight"]
+    np.testing.assert_allclose(merged if transposed else merged.T, expected, rtol=1e-6)
+
+
+def test_the_public_names_attach(capsys):
+    network = mindpet.get_peft_model(small_bert(), mindpet.IA3Config())
+    mindpet.print_trainable_parameters(network)
+    assert capsys.readouterr().out == "trainable: 36 of 843 (4.2705%)\n"
