@@ -139,13 +139,16 @@ def replace_folder(staged: str | Path, target: str | Path) -> None:
             target.rename(aside)
         staged.rename(target)
         _sync(target.parent)
-    except OSError as error:
-        raise InputError(_cannot_write(target, error)) from error
-    finally:
-        if aside.exists() and not target.exists():
+    except BaseException as error:
+        if aside.exists():
+            shutil.rmtree(target, ignore_errors=True)
             aside.rename(target)
-        shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise InputError(_cannot_write(target, error)) from error
+        raise
+    finally:
         shutil.rmtree(staged, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def make_folder(path: str | Path) -> None:

@@ -172,20 +172,20 @@ def test_a_replaced_folder_leaves_nothing_of_the_old_one(tmp_path, is_there):
     assert (tmp_path / "target" / "file").read_text() == "new"
 
 
-@pytest.mark.parametrize("failing", [1, 2])
+@pytest.mark.parametrize(("owner", "step", "failing"), [(Path, "rename", 1), (Path, "rename", 2), (os, "fsync", 3)])
 @pytest.mark.parametrize("failure", [OSError(errno.EIO, "broken"), KeyboardInterrupt()])
-def test_a_folder_that_is_not_replaced_is_as_it_was(tmp_path, monkeypatch, failing, failure):
+def test_a_folder_that_is_not_replaced_is_as_it_was(tmp_path, monkeypatch, owner, step, failing, failure):
     target = make_folder_with(tmp_path / "target", "old")
     staged = make_folder_with(tmp_path / "staged", "new")
-    rename, calls = Path.rename, []
+    function, calls = getattr(owner, step), []
 
-    def fail_once(path, to):
-        calls.append(path)
+    def fail_once(*arguments):
+        calls.append(arguments)
         if len(calls) == failing:
             raise failure
-        return rename(path, to)
+        return function(*arguments)
 
-    monkeypatch.setattr(Path, "rename", fail_once)
+    monkeypatch.setattr(owner, step, fail_once)
     with pytest.raises((InputError, KeyboardInterrupt)):
         replace_folder(staged, target)
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
