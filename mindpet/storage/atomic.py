@@ -16,10 +16,10 @@ from mindpet.utils.exceptions import InputError
 
 __all__ = [
     "make_folder",
+    "place_folder",
     "publish_file",
     "publish_folder",
     "remove_file",
-    "replace_folder",
     "write_bytes",
     "write_json",
     "write_text",
@@ -91,7 +91,7 @@ def publish_file(staged: str | Path, target: str | Path) -> None:
         _remove(staged)
 
 
-def publish_folder(staged: str | Path, target: str | Path, exist_ok: bool = True) -> None:
+def publish_folder(staged: str | Path, target: str | Path) -> None:
     """Give the finished folder `staged` the name `target` in one step, once all of it is on the disk.
 
     Where another process has published the same target meanwhile, theirs stays and ours is removed.
@@ -99,7 +99,6 @@ def publish_folder(staged: str | Path, target: str | Path, exist_ok: bool = True
     Args:
         staged: A complete folder on the same file system as `target`. It is gone afterwards, also after an error.
         target: The name to publish it under. Its parent folder must exist.
-        exist_ok: Whether the two targets are the same to the caller; if not, theirs is an error.
 
     Raises:
         InputError: The target cannot be written, or is a file.
@@ -107,10 +106,7 @@ def publish_folder(staged: str | Path, target: str | Path, exist_ok: bool = True
     staged, target = Path(staged), Path(target)
     try:
         _sync_tree(staged)
-        if exist_ok:
-            _rename_unless_taken(staged, target)
-        else:
-            staged.rename(target)
+        _rename_unless_taken(staged, target)
         _sync(target.parent)
     except OSError as error:
         raise InputError(_cannot_write(target, error)) from error
@@ -118,30 +114,34 @@ def publish_folder(staged: str | Path, target: str | Path, exist_ok: bool = True
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def replace_folder(staged: str | Path, target: str | Path) -> None:
-    """Give the finished folder `staged` the name `target`, once all of it is on the disk, in place of another folder.
+def place_folder(staged: str | Path, target: str | Path, overwrite: bool) -> None:
+    """Give the finished folder `staged` the name `target`, once all of it is on the disk, or leave all as it was.
 
-    A folder of that name is moved aside first, comes back after an error, and is removed only when the new one has its
-    name; a process that is killed in between leaves it whole, as `.<name>-replaced-...` beside the target.
+    A folder that is replaced is moved aside first, comes back after an error, and is removed only when the new one has
+    its name; a process that is killed in between leaves it whole, as `.<name>-replaced-...` beside the target.
 
     Args:
         staged: A complete folder on the same file system as `target`. It is gone afterwards, also after an error.
         target: The name to publish it under. Its parent folder must exist.
+        overwrite: Whether a folder of that name is replaced; if not, one that holds something is an error.
 
     Raises:
         InputError: The target cannot be written, or is a file.
     """
     staged, target = Path(staged), Path(target)
     aside = target.with_name(f".{target.name}-replaced-{uuid.uuid4().hex}")
+    is_placed = False
     try:
         _sync_tree(staged)
-        if target.is_dir():
+        if overwrite and target.is_dir():
             target.rename(aside)
         staged.rename(target)
+        is_placed = True
         _sync(target.parent)
     except BaseException as error:
-        if aside.exists():
+        if is_placed:
             shutil.rmtree(target, ignore_errors=True)
+        if aside.exists():
             aside.rename(target)
         if isinstance(error, OSError):
             raise InputError(_cannot_write(target, error)) from error

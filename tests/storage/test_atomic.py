@@ -7,10 +7,10 @@ import pytest
 
 from mindpet.storage.atomic import (
     make_folder,
+    place_folder,
     publish_file,
     publish_folder,
     remove_file,
-    replace_folder,
     write_bytes,
     write_json,
     write_text,
@@ -153,10 +153,10 @@ def make_folder_with(path, text):
     return path
 
 
-def test_a_published_folder_is_an_error_where_both_are_wanted(tmp_path):
+def test_a_folder_is_not_replaced_unless_told(tmp_path):
     staged, target = make_folder_with(tmp_path / "staged", "new"), make_folder_with(tmp_path / "target", "old")
     with pytest.raises(InputError, match="target cannot be written"):
-        publish_folder(staged, target, exist_ok=False)
+        place_folder(staged, target, overwrite=False)
     assert (target / "file").read_text() == "old"
     assert not staged.exists()
 
@@ -166,7 +166,7 @@ def test_a_replaced_folder_leaves_nothing_of_the_old_one(tmp_path, is_there):
     if is_there:
         make_folder_with(tmp_path / "target", "old")
         (tmp_path / "target" / "more").write_text("x")
-    replace_folder(make_folder_with(tmp_path / "staged", "new"), tmp_path / "target")
+    place_folder(make_folder_with(tmp_path / "staged", "new"), tmp_path / "target", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
     assert [path.name for path in (tmp_path / "target").iterdir()] == ["file"]
     assert (tmp_path / "target" / "file").read_text() == "new"
@@ -187,6 +187,24 @@ def test_a_folder_that_is_not_replaced_is_as_it_was(tmp_path, monkeypatch, owner
 
     monkeypatch.setattr(owner, step, fail_once)
     with pytest.raises((InputError, KeyboardInterrupt)):
-        replace_folder(staged, target)
+        place_folder(staged, target, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
     assert (target / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize(("owner", "step", "failing"), [(Path, "rename", 1), (os, "fsync", 1), (os, "fsync", 3)])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_folder_that_is_not_placed_leaves_nothing(tmp_path, monkeypatch, owner, step, failing, overwrite):
+    staged = make_folder_with(tmp_path / "staged", "new")
+    function, calls = getattr(owner, step), []
+
+    def fail_once(*arguments):
+        calls.append(arguments)
+        if len(calls) == failing:
+            raise OSError(errno.EIO, "broken")
+        return function(*arguments)
+
+    monkeypatch.setattr(owner, step, fail_once)
+    with pytest.raises(InputError, match="target cannot be written"):
+        place_folder(staged, tmp_path / "target", overwrite)
+    assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from mindpet import __version__
-from mindpet.storage.atomic import make_folder, publish_folder, replace_folder, write_json, write_text
+from mindpet.storage.atomic import make_folder, place_folder, write_json, write_text
 from mindpet.storage.reader import TensorFile, read_bytes, read_json, read_tensor_file, require_file
 from mindpet.storage.tensors import write_safetensors
 from mindpet.tuning.exchange.adapter import Adapter, parse_methods
@@ -95,10 +95,7 @@ def write_folder(
         write_json(staged / CONFIG_FILE, config.model_dump(mode="json"))
         write_text(staged / _CARD_FILE, card)
         check_target(folder, overwrite)
-        if overwrite:
-            replace_folder(staged, folder)
-        else:
-            publish_folder(staged, folder, exist_ok=False)
+        place_folder(staged, folder, overwrite)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
