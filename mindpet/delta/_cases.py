@@ -11,14 +11,18 @@ from mindspore import dtype as mstype
 from mindpet.delta import _reference
 from mindpet.delta._reference import Array
 from mindpet.delta.adapter import AdapterDense, AdapterLayer
+from mindpet.delta.dora import DoRADense
 from mindpet.delta.ia3 import IA3Dense
 from mindpet.delta.lora import LoRADense
 from mindpet.delta.low_rank_adapter import LowRankAdapterDense, LowRankAdapterLayer
+from mindpet.delta.pissa import PiSSADense
+from mindpet.delta.vera import VeRADense
 
 __all__ = [
     "ADAPTER",
     "ADAPTER_DENSE",
     "DENSE_LAYERS",
+    "DORA",
     "IA3",
     "IA3_FEEDFORWARD",
     "INPUTS",
@@ -27,6 +31,8 @@ __all__ = [
     "LOW_RANK",
     "LOW_RANK_DENSE",
     "OUTPUTS",
+    "PISSA",
+    "VERA",
     "Layer",
     "Probed",
     "Side",
@@ -51,12 +57,14 @@ class Layer:
         formula: `formula(x, parameters, activation)` in NumPy. In a layer without a base the activation is the
             bottleneck's own.
         has_base: Whether it is a dense layer, with bias and activation, or maps INPUTS to INPUTS.
+        detached: What the formula takes from the parameters and the gradient leaves out, as further entries for them.
     """
 
     cell: type
     sizes: dict[str, Any]
     formula: Callable[..., Array]
     has_base: bool = True
+    detached: Callable[[dict[str, Array]], dict[str, Array]] = lambda parameters: {}
 
     def make(self, **arguments: Any) -> nn.Cell:
         """Return a cell of these sizes."""
@@ -74,6 +82,22 @@ LORA = Layer(
     LoRADense,
     {**_BASE, "lora_rank": 2, "lora_alpha": 3},
     lambda x, parameters, activation: _reference.lora_dense(x, parameters, 1.5, activation),
+)
+DORA = Layer(
+    DoRADense,
+    {**_BASE, "lora_rank": 2, "lora_alpha": 3},
+    lambda x, parameters, activation: _reference.dora_dense(x, parameters, 1.5, activation),
+    detached=lambda parameters: {"norm": _reference.dora_norm(parameters, 1.5)},
+)
+PISSA = Layer(
+    PiSSADense,
+    {**_BASE, "lora_rank": 2, "lora_alpha": 3},
+    lambda x, parameters, activation: _reference.pissa_dense(x, parameters, 1.5, activation),
+)
+VERA = Layer(
+    VeRADense,
+    {**_BASE, "vera_rank": 3},
+    lambda x, parameters, activation: _reference.vera_dense(x, parameters, activation),
 )
 IA3 = Layer(
     IA3Dense,
@@ -109,6 +133,9 @@ LOW_RANK = Layer(
 )
 DENSE_LAYERS = {
     "lora": LORA,
+    "dora": DORA,
+    "pissa": PISSA,
+    "vera": VERA,
     "ia3": IA3,
     "ia3_feedforward": IA3_FEEDFORWARD,
     "adapter_dense": ADAPTER_DENSE,
@@ -149,9 +176,14 @@ class Probed(nn.Cell):
 
 
 def randomise(cell: CellT, seed: int = 0, spread: float = 0.5) -> CellT:
-    """Give every parameter, zero factors too, random values that each dtype holds exactly; return the cell."""
+    """Give every parameter, zero factors too, random values that each dtype holds exactly; return the cell.
+
+    Whole numbers, which tell where something stands, are left as they are.
+    """
     generator = np.random.default_rng(seed)
     for parameter in cell.get_parameters():
+        if not parameter.dtype.is_floating_point:
+            continue
         values = _shorten(spread * generator.normal(size=parameter.shape))
         parameter.set_data(Tensor(values.astype(np.float32)).astype(parameter.dtype))
     return cell

@@ -16,15 +16,20 @@ __all__ = [
     "adapter_dense",
     "conv2d",
     "dense",
+    "dora_dense",
+    "dora_norm",
     "ia3_dense",
     "lora_conv2d",
     "lora_dense",
     "lora_embedding",
     "low_rank_adapter",
     "low_rank_adapter_dense",
+    "pissa_dense",
     "prefix_encoder",
     "prefix_layer",
     "r_drop_loss",
+    "tokens_embedding",
+    "vera_dense",
 ]
 
 Array = np.ndarray
@@ -91,6 +96,49 @@ def lora_dense(x: Array, parameters: Parameters, scaling: float, activation: str
     """Return activation(x weight^T + bias + scaling x lora_a^T lora_b^T)."""
     branch = x @ parameters["mindpet_delta_lora_a"].T @ parameters["mindpet_delta_lora_b"].T
     return _activate(activation, dense(x, parameters) + scaling * branch)
+
+
+def dora_norm(parameters: Parameters, scaling: float) -> Array:
+    """Return the length of each row of weight + scaling lora_b lora_a."""
+    change = parameters["mindpet_delta_lora_b"] @ parameters["mindpet_delta_lora_a"]
+    return np.sqrt(((parameters["weight"] + scaling * change) ** 2).sum(1))
+
+
+def dora_dense(x: Array, parameters: Parameters, scaling: float, activation: str | None = None) -> Array:
+    """Return activation(ratio * (x weight^T + scaling x lora_a^T lora_b^T) + bias) with ratio = magnitude / norm.
+
+    The norm is `dora_norm`, or `norm` among the parameters where it is held fast.
+    """
+    norm = parameters["norm"] if "norm" in parameters else dora_norm(parameters, scaling)
+    ratio = parameters["mindpet_delta_lora_magnitude"] / norm
+    branch = x @ parameters["mindpet_delta_lora_a"].T @ parameters["mindpet_delta_lora_b"].T
+    rows = ratio * (x @ parameters["weight"].T + scaling * branch) + parameters.get("bias", 0)
+    return _activate(activation, rows)
+
+
+def pissa_dense(x: Array, parameters: Parameters, scaling: float, activation: str | None = None) -> Array:
+    """Return activation(x weight^T + bias + scaling (x lora_a^T lora_b^T - x first_a^T first_b^T))."""
+    now, first = (
+        x @ parameters[f"mindpet_{kind}_lora_a"].T @ parameters[f"mindpet_{kind}_lora_b"].T
+        for kind in ("delta", "state")
+    )
+    return _activate(activation, dense(x, parameters) + scaling * (now - first))
+
+
+def vera_dense(x: Array, parameters: Parameters, activation: str | None = None) -> Array:
+    """Return activation(x weight^T + bias + lambda_b * ((lambda_d * (x A^T)) B^T)) with the first part of A and B."""
+    outputs, inputs = parameters["weight"].shape
+    a = parameters["mindpet_state_vera_a"][:, :inputs]
+    b = parameters["mindpet_state_vera_b"][:outputs]
+    hidden = parameters["mindpet_delta_vera_lambda_d"] * (x @ a.T)
+    return _activate(activation, dense(x, parameters) + parameters["mindpet_delta_vera_lambda_b"] * (hidden @ b.T))
+
+
+def tokens_embedding(ids: Array, parameters: Parameters) -> Array:
+    """Return the trained row of an id that has one, else its row of the table."""
+    slots = parameters["mindpet_state_token_slots"].astype(int)[ids]
+    rows = parameters["mindpet_delta_tokens_rows"][np.maximum(slots, 0)]
+    return np.where(slots[..., None] < 0, parameters["embedding_table"][ids], rows)
 
 
 def lora_embedding(ids: Array, parameters: Parameters, scaling: float) -> Array:

@@ -14,12 +14,14 @@ from mindpet.delta import (
     PrefixEncoder,
     PrefixLayer,
     RDropLoss,
+    TrainableTokensEmbedding,
     _reference,
     rdrop_repeat,
 )
 from mindpet.delta._cases import INPUTS, LAYERS, OUTPUTS, Layer, random_input
 from mindpet.delta._reference import Array
 from mindpet.graph import freeze_delta
+from mindpet.utils.names import STATE_MARK
 
 __all__ = ["TRIALS", "Trial"]
 
@@ -44,13 +46,15 @@ class Trial:
             the same tuple.
         inputs: The arguments of the network, in float64; each dtype holds them exactly.
         trains: Tells by its name which parameter has a gradient.
+        detached: What the formula takes from the parameters and the gradient leaves out, as further entries for them.
     """
 
     layer: str
     build: Callable[[Any], nn.Cell]
     formula: Callable[[Sequence[Array], Mapping[str, Array]], tuple[Array, ...]]
     inputs: tuple[Array, ...]
-    trains: Callable[[str], bool] = lambda name: True
+    trains: Callable[[str], bool] = lambda name: STATE_MARK not in name
+    detached: Callable[[dict[str, Array]], dict[str, Array]] = lambda parameters: {}
 
 
 class _Alone(nn.Cell):
@@ -67,9 +71,9 @@ class _Alone(nn.Cell):
 class _Embedded(nn.Cell):
     """The embeddings of fixed ids, to which the input is added."""
 
-    def __init__(self, dtype: Any) -> None:
+    def __init__(self, layer: nn.Cell) -> None:
         super().__init__()
-        self.layer = LoRAEmbedding(INPUTS, OUTPUTS, 2, 3, param_init_type=dtype, compute_dtype=dtype)
+        self.layer = layer
         self.ids = Tensor(_IDS)
 
     def construct(self, x: Tensor) -> tuple[Tensor]:
@@ -130,6 +134,7 @@ def _dense_trial(layer: Layer) -> Trial:
         lambda dtype: _Alone(layer.make(param_init_type=dtype, compute_dtype=dtype, **activation)),
         lambda inputs, parameters: (layer.formula(inputs[0], parameters, "gelu"),),
         (random_input((BATCH, LENGTH, INPUTS), np.float64),),
+        detached=layer.detached,
     )
 
 
@@ -173,8 +178,14 @@ TRIALS = (
     *map(_dense_trial, LAYERS.values()),
     Trial(
         "LoRAEmbedding",
-        _Embedded,
+        lambda dtype: _Embedded(LoRAEmbedding(INPUTS, OUTPUTS, 2, 3, param_init_type=dtype, compute_dtype=dtype)),
         lambda inputs, parameters: (_reference.lora_embedding(_IDS, parameters, 1.5) + inputs[0],),
+        (random_input((*_IDS.shape, OUTPUTS), np.float64),),
+    ),
+    Trial(
+        "TrainableTokensEmbedding",
+        lambda dtype: _Embedded(TrainableTokensEmbedding(INPUTS, OUTPUTS, (5, 0), param_init_type=dtype)),
+        lambda inputs, parameters: (_reference.tokens_embedding(_IDS, parameters) + inputs[0],),
         (random_input((*_IDS.shape, OUTPUTS), np.float64),),
     ),
     Trial(

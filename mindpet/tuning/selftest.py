@@ -173,6 +173,7 @@ class _Comparison:
         self.network.set_train()
         self.exact = [item.copy() for item in trial.inputs]
         self.values = {name.removeprefix("layer."): value for name, value in values_of(self.network).items()}
+        self.constants = trial.detached(self.values)
         self.expected = self._formula()
 
     def forward_error(self) -> float:
@@ -216,7 +217,7 @@ class _Comparison:
         return {name: _exact(value) for name, value in zip(names, (*by_input, *by_weight), strict=True)}
 
     def _formula(self) -> tuple[Array, ...]:
-        return self.trial.formula(self.exact, self.values)
+        return self.trial.formula(self.exact, self.values | self.constants)
 
     def _inputs(self) -> list[Tensor]:
         return [Tensor(item, mindspore.float32).astype(self.dtype) for item in self.trial.inputs]

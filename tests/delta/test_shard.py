@@ -10,11 +10,14 @@ from mindspore import Tensor, nn, ops
 from mindpet.delta import (
     AdapterDense,
     AdapterLayer,
+    DoRADense,
     IA3Dense,
     LoRADense,
     LowRankAdapterDense,
     LowRankAdapterLayer,
+    PiSSADense,
     PrefixEncoder,
+    VeRADense,
 )
 from mindpet.delta._activations import ACTIVATIONS
 from tests.delta.layers import DENSE_LAYERS, INPUTS, LAYERS, OUTPUTS, random_input, randomise, strategies_of
@@ -52,22 +55,50 @@ def _inside(path, examples):
     return {keyword: (strategy, f"{path}.{target}") for keyword, (strategy, target) in examples.items()}
 
 
+_LORA = {
+    "strategy_org_dense_matmul": (((2, 1), (4, 1)), "matmul"),
+    "strategy_org_bias_add": (((2, 4), (4,)), "bias_add"),
+    "strategy_lora_dropout": (((2, 1),), "lora_dropout.dropout"),
+    "strategy_lora_a_matmul": (((2, 1), (1, 1)), "lora_a_matmul"),
+    "strategy_lora_b_matmul": (((2, 1), (4, 1)), "lora_b_matmul"),
+    "strategy_lora_mul": (((2, 4), ()), "mul"),
+    "strategy_lora_add": (((2, 4), (2, 4)), "add"),
+}
+_ACTIVATION = {"strategy_activation": (((2, 4),), "activation.relu")}
 EXAMPLES = {
-    LoRADense: {
+    LoRADense: _LORA | _ACTIVATION,
+    PiSSADense: _LORA | _ACTIVATION,
+    DoRADense: _LORA
+    | {
+        "strategy_lora_mul": (((2, 4), (4,)), "mul"),
+        "strategy_magnitude_mul": (((2, 4), (4,)), "magnitude_mul"),
+        "strategy_magnitude_add": (((2, 4), (2, 4)), "magnitude_add"),
+        "strategy_norm_square": (((4, 1),), "norm_square"),
+        "strategy_norm_sum": (((4, 1),), "norm_sum"),
+        "strategy_norm_matmul": (((4, 1), (1, 1)), "norm_matmul"),
+    }
+    | _ACTIVATION,
+    VeRADense: {
         "strategy_org_dense_matmul": (((2, 1), (4, 1)), "matmul"),
         "strategy_org_bias_add": (((2, 4), (4,)), "bias_add"),
-        "strategy_lora_dropout": (((2, 1),), "lora_dropout.dropout"),
-        "strategy_lora_a_matmul": (((2, 1), (1, 1)), "lora_a_matmul"),
-        "strategy_lora_b_matmul": (((2, 1), (4, 1)), "lora_b_matmul"),
-        "strategy_lora_mul": (((2, 4), ()), "mul"),
-        "strategy_lora_add": (((2, 4), (2, 4)), "add"),
-        "strategy_activation": (((2, 4),), "activation.relu"),
-    },
+        "strategy_vera_dropout": (((2, 1),), "vera_dropout.dropout"),
+        "strategy_vera_a_slice": (((1, 1),), "vera_a_slice"),
+        "strategy_vera_a_matmul": (((2, 1), (1, 1)), "vera_a_matmul"),
+        "strategy_lambda_d_mul": (((2, 1), (1,)), "lambda_d_mul"),
+        "strategy_vera_b_slice": (((1, 1),), "vera_b_slice"),
+        "strategy_vera_b_matmul": (((2, 1), (4, 1)), "vera_b_matmul"),
+        "strategy_lambda_b_mul": (((2, 4), (4,)), "lambda_b_mul"),
+        "strategy_vera_add": (((2, 4), (2, 4)), "add"),
+    }
+    | _ACTIVATION,
     AdapterLayer: _ADAPTER,
     AdapterDense: _ORIGIN | _inside("mindpet_delta_adapter", _ADAPTER),
     LowRankAdapterLayer: _LOW_RANK,
     LowRankAdapterDense: _ORIGIN | _inside("mindpet_delta_low_rank_adapter", _LOW_RANK),
 }
+
+# Dense layers without an activation beside the base layer's.
+ONE_ACTIVATION = (LoRADense, DoRADense, PiSSADense, VeRADense, IA3Dense)
 
 
 def _make(cell):
@@ -123,7 +154,7 @@ def test_none_is_skipped(cell):
     assert strategies_of(layer) == DEFAULTS[cell]
 
 
-@pytest.mark.parametrize("cell", [cell for cell in EXAMPLES if cell is not LoRADense])
+@pytest.mark.parametrize("cell", [cell for cell in EXAMPLES if cell not in ONE_ACTIVATION])
 def test_the_misprinted_keyword_is_refused_by_the_name_of_the_right_one(cell):
     layer = _make(cell)
     with pytest.raises(TypeError, match="strategy_residual_add"):
@@ -173,13 +204,13 @@ def test_a_strategy_for_a_primitive_that_is_not_there_is_ignored():
 
 def _strategy_argument(layer):
     """Return the class's keywords for the activation of the base and for that of the bottleneck."""
-    if layer.cell in (LoRADense, IA3Dense):
+    if layer.cell in ONE_ACTIVATION:
         return ("strategy_activation",)
     return ("strategy_activation_org", "strategy_non_linearity") if layer.has_base else ("strategy_non_linearity",)
 
 
 def _with_activation(layer, name):
-    if layer.cell in (LoRADense, IA3Dense):
+    if layer.cell in ONE_ACTIVATION:
         return layer.make(activation=name)
     return layer.make(activation=name, non_linearity=name) if layer.has_base else layer.make(non_linearity=name)
 
