@@ -39,10 +39,10 @@ class Stack(nn.Cell):
     def __init__(self, seed=0, dtype=mindspore.float32, activation="relu"):
         super().__init__()
         np.random.seed(seed)
-        self.first = nn.Dense(6, 8, activation=activation)
-        self.norm = nn.LayerNorm((8,))
-        self.second = nn.Dense(8, 5)
-        self.head = nn.Dense(5, 3)
+        self.first = nn.Dense(6, 8, activation=activation, dtype=dtype)
+        self.norm = nn.LayerNorm((8,), dtype=dtype)
+        self.second = nn.Dense(8, 5, dtype=dtype)
+        self.head = nn.Dense(5, 3, dtype=dtype)
         for parameter in self.get_parameters():
             values = np.random.normal(0, 0.4, parameter.shape)
             parameter.set_data(Tensor(values, mindspore.float32).astype(dtype))
