@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from mindpet import __version__
 from mindpet.storage.atomic import make_folder, place_folder, write_json, write_text
-from mindpet.storage.reader import TensorFile, read_bytes, read_json, read_tensor_file, require_file
+from mindpet.storage.reader import TensorFile, read_bytes, read_tensor_file, require_file
 from mindpet.storage.tensors import write_safetensors
 from mindpet.tuning.exchange.adapter import Adapter, parse_methods
 from mindpet.tuning.exchange.record import METADATA_KEY, Record, dump_record, explain, parse_record
@@ -100,14 +100,18 @@ def write_folder(
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def read_folder(folder: Path) -> Adapter:
+def read_folder(folder: Path, content: Any) -> Adapter:
     """Read a folder that `write_folder` has written.
+
+    Args:
+        folder: The folder.
+        content: What its `adapter_config.json` holds.
 
     Raises:
         InputError: A file is missing or damaged, the two files do not belong together, or the configuration holds
             something unknown.
     """
-    config = _parse_config(folder / CONFIG_FILE, read_json(folder / CONFIG_FILE))
+    config = _parse_config(folder / CONFIG_FILE, content)
     file = require_file(folder / TENSOR_FILE)
     if _digest(file) != config.weights_sha256:
         raise InputError(

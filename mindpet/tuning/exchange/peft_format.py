@@ -1,0 +1,86 @@
+"""Reading LoRA that Hugging Face PEFT has saved."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from mindpet.storage.reader import read_tensor_file, require_file
+from mindpet.tuning.config import LoraConfig
+from mindpet.tuning.exchange.adapter import Adapter
+from mindpet.tuning.exchange.folder import TENSOR_FILE, host_tensors
+from mindpet.tuning.exchange.record import explain
+from mindpet.utils.exceptions import InputError
+
+__all__ = ["is_peft", "read_peft"]
+
+_PREFIX = "base_model.model."
+_LORA = re.compile(r"(?P<path>.+)\.lora_(?P<side>[AB])\.weight")
+_FIELDS = ("r", "lora_alpha", "lora_dropout", "bias", "rank_pattern", "alpha_pattern")
+# Keys that say nothing of the numbers, or nothing that the tensors do not show by themselves.
+_HARMLESS = {
+    *("auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern"),
+    *("layers_to_transform", "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size"),
+    *("revision", "target_modules", "task_type"),
+}
+# Others, such as PiSSA, may have changed the base too.
+_HARMLESS_STARTS = (None, True, False, "gaussian")
+
+
+def is_peft(config: Any) -> bool:
+    """Tell whether the content of an `adapter_config.json` is PEFT's."""
+    return isinstance(config, Mapping) and "peft_type" in config
+
+
+def read_peft(path: Path, config: Mapping[str, Any]) -> Adapter:
+    """Read the tensors beside a PEFT configuration. What is adapted is what the tensors name.
+
+    Args:
+        path: The configuration's file.
+        config: Its content.
+
+    Raises:
+        InputError: Another method than LoRA, a feature that this LoRA has not, or tensors by other names.
+    """
+    if config["peft_type"] != "LORA":
+        raise InputError(f"{path}: PEFT's {config['peft_type']!r} cannot be loaded, only 'LORA'; train it here.")
+    _refuse_features(path, config)
+    file = require_file(path.with_name(TENSOR_FILE))
+    tensors, targets = {}, []
+    for name, tensor in host_tensors(read_tensor_file(file)).items():
+        if not name.startswith(_PREFIX):
+            raise InputError(f"{file}: {name} does not begin with {_PREFIX}; save the adapter again with PEFT.")
+        own = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
+        if match := _LORA.fullmatch(own):
+            targets.append(match["path"])
+            own = f"{match['path']}.mindpet_delta_lora_{match['side'].lower()}"
+        tensors[own] = tensor
+    if not targets:
+        raise InputError(f"{file} holds no tensor of LoRA; save the adapter again with PEFT.")
+    saved = [entry for entry in config.get("modules_to_save") or () if any(_is_below(name, entry) for name in tensors)]
+    fields = {key: config[key] for key in _FIELDS if key in config}
+    try:
+        lora = LoraConfig(target_modules=tuple(dict.fromkeys(targets)), modules_to_save=tuple(saved), **fields)
+    except ValidationError as error:
+        raise InputError(f"{path} has a value that cannot be used ({explain(error)}); correct the field.") from error
+    return Adapter(path.parent, (lora,), tensors)
+
+
+def _refuse_features(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a key that is set and would change the numbers."""
+    if config.get("init_lora_weights") not in _HARMLESS_STARTS:
+        raise InputError(
+            f"{path}: init_lora_weights is {config['init_lora_weights']!r}, which may have changed the base; save the"
+            " adapter as plain LoRA, as PEFT's guide for this start says."
+        )
+    for key, value in config.items():
+        if value and key not in _HARMLESS and key not in _FIELDS and key != "init_lora_weights":
+            raise InputError(f"{path}: {key} is {value!r}, which LoRA here has not; merge the adapter with PEFT.")
+
+
+def _is_below(name: str, entry: Any) -> bool:
+    return isinstance(entry, str) and f".{entry}." in f".{name}"
