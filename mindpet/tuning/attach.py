@@ -72,8 +72,8 @@ def detach(network: nn.Cell) -> None:
         _empty(feed.attention)
     for name in state.children:
         _take_away(network, name)
-    for parameter in network.get_parameters():
-        parameter.requires_grad = state.was_trainable[parameter.name]
+    for name, trainable in state.was_trainable.items():
+        state.parameters[name].requires_grad = trainable
     delattr(network, STATE_ATTRIBUTE)
     forget_compiled()
 
@@ -173,6 +173,7 @@ def _carry_out(network: nn.Cell, view: Network, plans: Sequence[Plan]) -> None:
                 parameter.name not in own or parameter.name in marked
             )
         undo.append(partial(_take_away, network, STATE_ATTRIBUTE))
+        state.parameters = {parameter.name: parameter for parameter in network.get_parameters()}
         setattr(network, STATE_ATTRIBUTE, state)
         forget_compiled()
     except BaseException:

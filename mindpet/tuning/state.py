@@ -74,6 +74,8 @@ class PeftState:
         replacements: The replaced layers, in the network's order.
         feeds: The prefix cells, in the network's order.
         children: Names of further cells that hang on the network itself, such as a prefix encoder.
+        parameters: All parameters by the names that they had after attaching. A cell that is put around the network
+            later may rename them, and these names hold on.
         marked: The network's own parameters that are trained and saved (biases, modules_to_save), by name, with a copy
             of each value before training.
         was_trainable: `requires_grad` of each parameter before attaching, by name.
@@ -85,6 +87,7 @@ class PeftState:
     replacements: list[Replacement] = field(default_factory=list)
     feeds: list[Feed] = field(default_factory=list)
     children: list[str] = field(default_factory=list)
+    parameters: dict[str, Parameter] = field(default_factory=dict)
     marked: dict[str, np.ndarray] = field(default_factory=dict)
     was_trainable: dict[str, bool] = field(default_factory=dict)
     matches: tuple[TargetMatch, ...] = ()
@@ -116,9 +119,9 @@ def adapter_parameters(network: nn.Cell) -> dict[str, Parameter]:
     Raises:
         InputError: Nothing is attached.
     """
-    marked = require_state(network).marked
+    state = require_state(network)
     return {
-        canonical_name(parameter.name): parameter
-        for parameter in network.get_parameters()
-        if STATE_MARK not in parameter.name and (DELTA_MARK in parameter.name or parameter.name in marked)
+        canonical_name(name): parameter
+        for name, parameter in state.parameters.items()
+        if STATE_MARK not in name and (DELTA_MARK in name or name in state.marked)
     }
