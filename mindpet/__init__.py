@@ -19,11 +19,14 @@ _HOMES = {
     "freeze_delta": "mindpet.graph.freeze_utils",
     "freeze_modules": "mindpet.graph.freeze_utils",
     "get_peft_model": "mindpet.tuning.attach",
+    "merge": "mindpet.tuning.merge",
     "network_summary": "mindpet.tuning.report",
     "print_trainable_parameters": "mindpet.tuning.report",
     "target_report": "mindpet.tuning.report",
     "load_adapter": "mindpet.tuning.exchange.load",
     "save_adapter": "mindpet.tuning.exchange.save",
+    "unload": "mindpet.tuning.merge",
+    "unmerge": "mindpet.tuning.merge",
 }
 _ROOMS = ("cli", "data", "delta", "graph", "kernels", "models", "storage", "train", "tuning", "utils")
 

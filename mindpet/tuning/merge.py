@@ -1,0 +1,269 @@
+"""Fold adapters into the base weights, take them out again bit for bit, and give the plain network back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+
+from mindpet.tuning.attach import detach
+from mindpet.tuning.base_weights import BaseWeight, find_in_folder
+from mindpet.tuning.compiled import forget_compiled, refuse_stale
+from mindpet.tuning.merge_report import MergedCell, MergeReport, compare, passing_dtypes, tolerance_for
+from mindpet.tuning.registry import METHODS
+from mindpet.tuning.rounding import round_to
+from mindpet.tuning.state import PeftState, Replacement, require_state
+from mindpet.utils.exceptions import InputError
+
+__all__ = ["Merged", "Switched", "merge", "unload", "unmerge"]
+
+_Change = tuple[Parameter, np.ndarray, np.ndarray]  # a parameter, what it holds, and what it is to hold
+
+
+@dataclass(frozen=True)
+class Switched:
+    """A merged cell and what its `scaling` was."""
+
+    cell: Any
+    scaling: np.ndarray
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What undoing a merge needs.
+
+    Attributes:
+        weights: The parameters that were changed, with their base values or the hashes of these.
+        switched: The cells whose branches were switched off.
+    """
+
+    weights: tuple[BaseWeight, ...]
+    switched: tuple[Switched, ...]
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """One layer's merge, computed but not carried out."""
+
+    replacement: Replacement
+    changes: tuple[_Change, ...]
+    report: MergedCell
+
+
+def merge(network: nn.Cell, tolerance: float | None = None, keep_base: bool = True) -> MergeReport:
+    """Write base plus adapter into the base weights and switch the adapter off, so that it costs nothing more.
+
+    weight := round(weight + change), with the sum in float32 on the host and one rounding to the weight's own dtype. A
+    LoRA layer's change is lora_alpha / r * B A; IA3 multiplies weight and bias by its factors. A network that has been
+    compiled or wrapped is compiled anew and gives the merged result at its next call. Everything is computed and
+    checked first; where anything is refused, nothing has changed.
+
+    Each layer is compared on a seeded probe: what base and adapter compute, in float64, and what the merged weights
+    compute. The largest difference, divided by the layer's largest output, must not be above `tolerance`.
+
+    What was trained of the network's own parameters (BitFit's biases, `modules_to_save`) is there already and stays.
+    A merged network can be run, and not trained: that raises ValueError until it is unmerged.
+
+    Args:
+        network: A network with an adapter attached.
+        tolerance: The largest relative difference of a layer's output; None for 2^-20 in float32, 2^-9 in float16 and
+            2^-6 in bfloat16, which is some four roundings.
+        keep_base: Whether the base weights of the adapted layers are kept on the host, so that `unmerge` needs no
+            file; the report says how large they are.
+
+    Returns:
+        For each layer the differences and how many weights rounding has left as they were.
+
+    Raises:
+        InputError: Nothing is attached, it is merged already, a method is not linear, a weight is used elsewhere too,
+            an adapter holds NaN, or the difference is above the tolerance (the message says which dtype would pass).
+        TypeError: `tolerance` is no number or `keep_base` no bool.
+    """
+    _check_arguments(tolerance, keep_base)
+    state = require_state(network)
+    _refuse_unmergeable(state)
+    holders = _find_holders(network)
+    planned = [_plan(replacement, holders) for replacement in state.replacements]
+    _refuse_above(planned, tolerance)
+    changes = [change for plan in planned for change in plan.changes]
+    trained = {id(state.parameters[name]) for name in state.marked}  # in no file
+    weights = tuple(
+        BaseWeight.of(parameter, base, keep_base or id(parameter) in trained) for parameter, base, _ in changes
+    )
+    switched = tuple(Switched(one.cell, one.cell.scaling.asnumpy().copy()) for one in state.replacements)
+    switches = [(one.cell.scaling, one.scaling, np.zeros_like(one.scaling)) for one in switched]
+    _write_all(changes + switches)
+    for one in switched:
+        one.cell.merged = True
+    state.merged = Merged(weights, switched)
+    forget_compiled()  # a training step must notice that it may not train, and MindSpore 2.10's jit that values changed
+    kept = sum(weight.values.nbytes for weight in weights if weight.values is not None)
+    return MergeReport(tuple(plan.report for plan in planned), kept)
+
+
+def unmerge(network: nn.Cell, base: str | Path | None = None) -> None:
+    """Give the base weights their old values back, bit for bit, and switch the adapter on again.
+
+    A network that has been compiled or wrapped is compiled anew and gives the unmerged result at its next call. Where
+    something is refused, nothing has changed.
+
+    Args:
+        network: A merged network.
+        base: A Hugging Face folder with the base weights, for a merge with keep_base=False. A tensor is recognised by
+            its shape and the SHA-256 of its values in the weight's dtype, whatever its name; a dense layer's may be
+            stored transposed.
+
+    Raises:
+        InputError: Nothing is attached or merged, a weight was not kept and no folder is given, or the folder does not
+            hold it.
+    """
+    state = require_state(network)
+    if state.merged is None:
+        raise InputError("the adapter is not merged, so there is nothing to take out; call mindpet.merge first")
+    merged: Merged = state.merged
+    missing = [weight for weight in merged.weights if weight.values is None]
+    if missing and base is None:
+        raise InputError(
+            f"the base values of {missing[0].parameter.name} and {len(missing) - 1} other weights were not kept "
+            "(keep_base=False), so merging is final; give the model's folder as base=FOLDER, or load the base again"
+        )
+    found = find_in_folder(missing, base) if missing and base is not None else {}
+    values = [found[id(weight)] if weight.values is None else weight.values for weight in merged.weights]
+    parameters = [weight.parameter for weight in merged.weights]
+    changes = [(one, one.asnumpy().copy(), value) for one, value in zip(parameters, values, strict=True)]
+    switches = [(one.cell.scaling, np.zeros_like(one.scaling), one.scaling) for one in merged.switched]
+    _write_all(changes + switches)
+    for one in merged.switched:
+        one.cell.merged = False
+    state.merged = None
+    forget_compiled()
+
+
+def unload(network: nn.Cell) -> nn.Cell:
+    """Take off what is attached and give the plain network back, with its own layers and Parameter objects.
+
+    Without a merge before, it is the network from before attaching: the trained values of its own parameters (BitFit's
+    biases, `modules_to_save`) are taken back too. After `merge` it keeps base plus adapter, and these values; that is
+    final. What could be trained before attaching can be trained again.
+
+    Args:
+        network: A network with something attached.
+
+    Returns:
+        `network` itself.
+
+    Raises:
+        InputError: Nothing is attached.
+        CompiledNetworkError: An optimizer, or a function captured as bytecode, lives that would not notice the change.
+    """
+    state = require_state(network)
+    refuse_stale(network)
+    if state.merged is None:
+        _restore_marked(state)
+    for replacement in state.replacements:
+        replacement.original.set_train(replacement.cell.training)
+    detach(network)
+    return network
+
+
+def _check_arguments(tolerance: Any, keep_base: Any) -> None:
+    if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, int | float)):
+        raise TypeError(f"tolerance is {tolerance!r}; give None or a number such as 1e-3")
+    if tolerance is not None and not 0 <= tolerance < math.inf:
+        raise InputError(f"tolerance is {tolerance!r}; give a finite number from 0, or None for that of each dtype")
+    if not isinstance(keep_base, bool):
+        raise TypeError(f"keep_base is {keep_base!r}; give True or False")
+
+
+def _refuse_unmergeable(state: PeftState) -> None:
+    """Refuse a second merge, and methods that are no change of weights."""
+    if state.merged is not None:
+        raise InputError("the adapter is merged already; call mindpet.unmerge first")
+    attached = [(one.method, one.path) for one in state.replacements] + [(one.method, one.path) for one in state.feeds]
+    for method, path in attached:
+        if not METHODS[method].linear:
+            raise InputError(
+                f"{method} at {path} cannot be merged, as it is no change of the base weights; "
+                "keep it attached, or take it off with mindpet.unload"
+            )
+
+
+def _find_holders(network: nn.Cell) -> dict[int, list[tuple[nn.Cell, str]]]:
+    """Return the cells, with their paths, that hold each parameter, by the parameter's id."""
+    holders: dict[int, list[tuple[nn.Cell, str]]] = {}
+    for path, cell in network.cells_and_names():
+        for _, parameter in cell.parameters_and_names(expand=False):
+            holders.setdefault(id(parameter), []).append((cell, path))
+    return holders
+
+
+def _plan(replacement: Replacement, holders: Mapping[int, list[tuple[nn.Cell, str]]]) -> _Planned:
+    """Compute what merging a layer would write, and what rounding does to it."""
+    cell, path = replacement.cell, replacement.path
+    try:
+        exact = cell.merged_values()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    changes = {}
+    for attribute, wanted in exact.items():
+        parameter = getattr(cell, attribute)
+        others = [other for holder, other in holders[id(parameter)] if holder is not cell]
+        if others:
+            raise InputError(
+                f"{parameter.name} of {path} is used by {others[0] or 'the network'} too, whose output merging would "
+                "change; keep the adapter attached, or give the two cells weights of their own"
+            )
+        if not np.isfinite(wanted).all():
+            raise InputError(
+                f"merging {path} would write NaN or infinite numbers into its {attribute}; the adapter or the base is "
+                "damaged: load it again"
+            )
+        base = parameter.asnumpy().copy()
+        changes[attribute] = (parameter, base, round_to(wanted, base.dtype))
+    base_values = {attribute: base for attribute, (_, base, _) in changes.items()}
+    rounded = {attribute: new for attribute, (_, _, new) in changes.items()}
+    return _Planned(replacement, tuple(changes.values()), compare(replacement, base_values, rounded))
+
+
+def _refuse_above(planned: list[_Planned], tolerance: float | None) -> None:
+    """Refuse where a layer's difference is above its tolerance, naming the worst and the dtypes that would do."""
+    failed = [plan for plan in planned if plan.report.relative > tolerance_for(plan.report.dtype, tolerance)]
+    if not failed:
+        return
+    worst = max(failed, key=lambda plan: plan.report.relative).report
+    passing = passing_dtypes([plan.replacement for plan in failed], tolerance)
+    cast = f"cast the base to {' or '.join(passing)}, which would pass" if passing else "no dtype would pass"
+    raise InputError(
+        f"merging {worst.path} into {worst.dtype} would change its output by {worst.relative:.1e} of the largest one; "
+        f"accepted is {tolerance_for(worst.dtype, tolerance):.1e} ({len(failed)} of {len(planned)} layers are above "
+        f"it): {cast}; or give a larger tolerance, or keep the adapter attached"
+    )
+
+
+def _write_all(changes: list[_Change]) -> None:
+    """Write each parameter's new value; if one fails, give all their old ones back."""
+    prepared = [(parameter, old, Tensor(new)) for parameter, old, new in changes]
+    undo: list[Callable[[], object]] = []
+    try:
+        for parameter, old, new in prepared:
+            undo.append(partial(_restore, parameter, old))
+            parameter.set_data(new)
+    except BaseException:
+        for step in undo:
+            step()
+        raise
+
+
+def _restore(parameter: Parameter, values: np.ndarray) -> None:
+    parameter.set_data(Tensor(values))
+
+
+def _restore_marked(state: PeftState) -> None:
+    marked = [(state.parameters[name], old) for name, old in state.marked.items()]
+    _write_all([(parameter, parameter.asnumpy().copy(), old) for parameter, old in marked])
