@@ -13,7 +13,10 @@ made keep graphs of their own, and an optimizer keeps the parameters that could 
 from __future__ import annotations
 
 import gc
+import sys
 import types
+from collections.abc import Iterator
+from typing import Any
 
 import mindspore
 from mindspore import nn
@@ -24,6 +27,7 @@ from mindpet.utils.exceptions import CompiledNetworkError
 __all__ = ["forget_compiled", "refuse_stale"]
 
 _OPTIMIZERS = (nn.Optimizer, optim.Optimizer)
+_SEARCHED = 10_000  # objects that may hold another one; what has more holders counts as reachable
 
 
 def refuse_stale(network: nn.Cell) -> None:
@@ -33,11 +37,12 @@ def refuse_stale(network: nn.Cell) -> None:
         CompiledNetworkError: An optimizer holds parameters of the network, or a function captured as bytecode lives.
     """
     own = {id(parameter) for parameter in network.get_parameters()}
-    if _find_obstacle(own):
-        gc.collect()  # what is dead but not yet freed is no obstacle
-        obstacle = _find_obstacle(own)
-        if obstacle:
-            raise CompiledNetworkError(obstacle)
+    if next(_find_obstacles(own), None) is None:
+        return
+    gc.collect()  # what is dead but not yet freed is no obstacle
+    for item, reason in _find_obstacles(own):
+        if _can_be_reached(item):
+            raise CompiledNetworkError(reason)
 
 
 def forget_compiled() -> None:
@@ -45,22 +50,46 @@ def forget_compiled() -> None:
     mindspore.ms_memory_recycle()
 
 
-def _find_obstacle(own: set[int]) -> str:
-    """Return what is in the way, or '': an optimizer of parameters with these ids, or a function kept as bytecode."""
+def _find_obstacles(own: set[int]) -> Iterator[tuple[Any, str]]:
+    """Yield each optimizer of parameters with these ids, and each function kept as bytecode, with what to say."""
     for item in gc.get_objects():
         kind = type(item)  # isinstance would wake up lazy proxies
         if issubclass(kind, _OPTIMIZERS) and any(id(parameter) in own for parameter in item.parameters):
-            return (
+            yield (
+                item,
                 f"a living optimizer ({kind.__name__}) holds parameters of the network and would go on training these;"
                 " delete it and what holds it (a Model, a TrainOneStepCell), call this again and make the optimizer"
-                " afterwards"
+                " afterwards",
             )
         if kind is types.FunctionType and _captures_bytecode(item):
-            return (
+            yield (
+                item,
                 f"the function {item.__qualname__} was made by ms.jit(capture_mode='bytecode'), which keeps its graphs"
-                " when the network changes; delete it, call this again and define it afterwards"
+                " when the network changes; delete it, call this again and define it afterwards",
             )
-    return ""
+
+
+def _can_be_reached(item: object) -> bool:
+    """Tell whether Python code can still use an object.
+
+    MindSpore itself never frees a training step that it has compiled; nobody can call that one any more.
+    """
+    ends = {id(getattr(module, "__dict__", None)) for module in list(sys.modules.values())}
+    for frame in sys._current_frames().values():
+        while frame is not None:
+            if frame.f_code.co_filename != __file__:
+                ends |= {id(frame), *map(id, frame.f_locals.values())}
+            frame = frame.f_back  # type: ignore[assignment]
+    seen: dict[int, object] = {}
+    level = [item]
+    while level and len(seen) < _SEARCHED:
+        if any(id(one) in ends for one in level):
+            return True
+        seen |= {id(one): one for one in level}
+        holders = gc.get_referrers(*level)
+        level = [one for one in holders if id(one) not in seen and one is not level and one is not seen]
+        del holders
+    return bool(level)
 
 
 def _captures_bytecode(function: types.FunctionType) -> bool:

@@ -61,17 +61,18 @@ class PeftConfig(BaseModel):
 class LoraConfig(PeftConfig):
     """LoRA on chosen layers (arXiv:2106.09685): `W x` becomes `W x + lora_alpha / r * B A x`.
 
-    `B` is zero at first, so that the network's output does not change.
+    The branch is zero at first, so that the network's output does not change.
 
     Attributes:
         r: The rank, the number of rows of `A` and of columns of `B`; also `lora_rank`.
         lora_alpha: The scale's numerator.
-        lora_dropout: Probability with which an input element of the branch is dropped in training, in [0, 1).
+        lora_dropout: Probability with which an input element of the branch is dropped in training, in [0, 1);
+            an embedding has nothing to drop.
         target_modules: The dense layers, embeddings and convolutions to adapt; see `PeftConfig`. By default query and
             value of every attention.
         bias: Which biases are trained as well: 'none', 'all' or 'lora_only', those of the adapted layers.
         lora_a_init: How `A` starts: the name of a MindSpore initializer. None for uniform numbers, as
-            in LoRA's own code.
+            in LoRA's own code. For an embedding it is zero, and `B` normal, as in PEFT.
         rank_pattern: Other ranks for some of the layers. A key is the end of a path or a regular expression for it.
         alpha_pattern: Other values of `lora_alpha`, likewise.
         modules_to_save: Cells that are trained and saved whole.

@@ -12,7 +12,10 @@ from mindpet.delta._checks import check_dense
 from mindpet.tuning.mindformers import is_mindformers_linear
 from mindpet.utils.exceptions import InputError
 
-__all__ = ["DenseView", "Network", "as_dense", "is_dense"]
+__all__ = ["LayerView", "Network", "is_dense", "view_layer"]
+
+
+_OTHERS = (nn.Embedding, nn.Conv2d)
 
 
 class Network:
@@ -31,18 +34,23 @@ class Network:
         """The paths of the dense layers, in the network's order."""
         return [path for path, cell in self.cells.items() if is_dense(cell)]
 
+    @cached_property
+    def lora_paths(self) -> list[str]:
+        """The paths of the layers that LoRA adapts: dense layers, embeddings and convolutions."""
+        return [path for path, cell in self.cells.items() if is_dense(cell) or isinstance(cell, _OTHERS)]
+
 
 @dataclass(frozen=True)
-class DenseView:
-    """A dense layer as the delta layers take it.
+class LayerView:
+    """A layer as the delta layers take it.
 
     Attributes:
-        dense: An nn.Dense with the layer's very own Parameters, primitives and activation; the layer itself if it is
-            an nn.Dense.
+        layer: The layer itself; for a dense layer that is no nn.Dense, an nn.Dense with the layer's very own
+            Parameters, primitives and activation.
         dtype: In which the layer multiplies; None for the dtype of its weight.
     """
 
-    dense: nn.Dense
+    layer: nn.Cell
     dtype: Any
 
 
@@ -63,28 +71,31 @@ def is_dense(cell: nn.Cell) -> bool:
     )
 
 
-def as_dense(path: str, cell: nn.Cell) -> DenseView:
-    """Return what the delta layers take over from a dense layer.
+def view_layer(path: str, cell: nn.Cell) -> LayerView:
+    """Return what the delta layers take over from a dense layer, embedding or convolution.
 
     Raises:
-        InputError: The layer computes something of its own, or casts by `to_float`, which a new layer would not.
+        InputError: The layer computes something of its own, or casts by `to_float`, which the layer in
+            its place would not.
     """
     if any(cell.get_flags().get(name) for name in ("fp16", "fp32", "bf16")):
         raise InputError(
             f"{path} casts its inputs, by to_float or automatic mixed precision; attach to the network as it was made,"
             " and give compute_dtype"
         )
+    if isinstance(cell, _OTHERS):
+        return LayerView(cell, None)
     if isinstance(cell, mint.nn.Linear):
-        return DenseView(_copy_of(cell, cell.in_features, cell.out_features), None)
+        return LayerView(_copy_of(cell, cell.in_features, cell.out_features), None)
     if isinstance(cell, nn.Dense):
         try:
             check_dense(cell)
         except TypeError as error:
             raise InputError(f"{path} cannot be adapted: {error}") from error
-        return DenseView(cell, None)
+        return LayerView(cell, None)
     if getattr(cell, "expert_num", 1) != 1 or getattr(cell, "use_gmm", False):
         raise InputError(f"{path} multiplies for several experts, which no method here can adapt; leave it out")
-    return DenseView(_view_of(cell), getattr(cell, "dtype", None))
+    return LayerView(_view_of(cell), getattr(cell, "dtype", None))
 
 
 def _view_of(cell: nn.Cell) -> nn.Dense:

@@ -12,6 +12,8 @@ from mindpet.delta._state import hold_scale
 from mindpet.delta.adapter import AdapterDense
 from mindpet.delta.ia3 import IA3Dense
 from mindpet.delta.lora import LoRADense
+from mindpet.delta.lora_conv2d import LoRAConv2d
+from mindpet.delta.lora_embedding import LoRAEmbedding
 from mindpet.delta.low_rank_adapter import LowRankAdapterDense
 from mindpet.delta.prefix_layer import PrefixLayer
 from mindpet.delta.ptuning2 import PrefixEncoder
@@ -25,8 +27,8 @@ from mindpet.tuning.config import (
     PrefixConfig,
     PTuning2Config,
 )
-from mindpet.tuning.layers import Network, as_dense
-from mindpet.tuning.placements import placement_of
+from mindpet.tuning.layers import Network, view_layer
+from mindpet.tuning.placements import Placement, placement_of
 from mindpet.tuning.prefixes import ENCODER_NAME, EncoderPrefix, LayerPrefix, name_parameters, takes_prefix
 from mindpet.tuning.targets import ALL_LINEAR, TargetMatch, match_keys, match_targets
 from mindpet.utils.exceptions import InputError
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 _DENSE = "dense layer"
+_LORA = "dense layer, embedding or convolution"
 
 
 @dataclass
@@ -69,14 +72,17 @@ class Plan:
 def plan_lora(network: Network, config: LoraConfig, compute_dtype: Any) -> Plan:
     """Plan LoRA: each target becomes a layer with a branch of its own rank and scale."""
     plan = _start(network, config)
-    paths = _targets(plan, network, config.target_modules, lambda: placement_of(network.dense_paths).lora)
+    paths = _targets(plan, network, config.target_modules, lambda usual: usual.lora, network.lora_paths, _LORA)
     ranks = _pattern(plan, "rank_pattern", config.rank_pattern, paths)
     alphas = _pattern(plan, "alpha_pattern", config.alpha_pattern, paths)
 
-    def build(path: str, dense: nn.Dense, dtype: Any) -> nn.Cell:
+    def build(path: str, layer: nn.Cell, dtype: Any) -> nn.Cell:
         rank, alpha = ranks.get(path, config.r), alphas.get(path, config.lora_alpha)
+        if isinstance(layer, nn.Embedding):
+            return LoRAEmbedding.from_embedding(layer, rank, alpha, compute_dtype=dtype)
         start = {} if config.lora_a_init is None else {"lora_a_init": config.lora_a_init}
-        return LoRADense.from_dense(dense, rank, alpha, config.lora_dropout, compute_dtype=dtype, **start)
+        make = LoRAConv2d.from_conv2d if isinstance(layer, nn.Conv2d) else LoRADense.from_dense
+        return make(layer, rank, alpha, config.lora_dropout, compute_dtype=dtype, **start)
 
     _replace(plan, network, paths, compute_dtype, build)
     if config.bias != "none":
@@ -87,7 +93,7 @@ def plan_lora(network: Network, config: LoraConfig, compute_dtype: Any) -> Plan:
 def plan_adapter(network: Network, config: AdapterConfig, compute_dtype: Any) -> Plan:
     """Plan adapters: each target becomes a dense layer that an adapter follows."""
     plan = _start(network, config)
-    paths = _targets(plan, network, config.target_modules, lambda: placement_of(network.dense_paths).adapter)
+    paths = _targets(plan, network, config.target_modules, lambda usual: usual.adapter)
     _replace(
         plan,
         network,
@@ -103,7 +109,7 @@ def plan_adapter(network: Network, config: AdapterConfig, compute_dtype: Any) ->
 def plan_low_rank_adapter(network: Network, config: LowRankAdapterConfig, compute_dtype: Any) -> Plan:
     """Plan low-rank adapters: each target becomes a dense layer that a low-rank adapter follows."""
     plan = _start(network, config)
-    paths = _targets(plan, network, config.target_modules, lambda: placement_of(network.dense_paths).adapter)
+    paths = _targets(plan, network, config.target_modules, lambda usual: usual.adapter)
     _replace(
         plan,
         network,
@@ -125,7 +131,7 @@ def plan_low_rank_adapter(network: Network, config: LowRankAdapterConfig, comput
 def plan_ia3(network: Network, config: IA3Config, compute_dtype: Any) -> Plan:
     """Plan IA3: each target gets a factor for each output, or for each input where it is a feed-forward layer."""
     plan = _start(network, config)
-    paths = _targets(plan, network, config.target_modules, lambda: placement_of(network.dense_paths).ia3)
+    paths = _targets(plan, network, config.target_modules, lambda usual: usual.ia3)
     feedforward = config.feedforward_modules
     if feedforward is None:
         feedforward = placement_of(network.dense_paths).feedforward if config.target_modules is None else ()
@@ -215,21 +221,35 @@ def _start(network: Network, config: PeftConfig) -> Plan:
 
 
 def _targets(
-    plan: Plan, network: Network, given: str | Sequence[str] | None, default: Callable[[], Sequence[str]]
+    plan: Plan,
+    network: Network,
+    given: str | Sequence[str] | None,
+    usual: Callable[[Placement], Sequence[str]],
+    paths: Sequence[str] | None = None,
+    kind: str = _DENSE,
 ) -> list[str]:
-    """Match `target_modules`, by default the architecture's, and return the layers' paths in the network's order."""
+    """Match `target_modules` and return the layers' paths in the network's order.
+
+    Args:
+        plan: Takes the matches; those of modules_to_save are in it.
+        network: The network.
+        given: The field; None for the architecture's `usual` places.
+        usual: Finds them in a placement.
+        paths: The candidates, by default the dense layers.
+        kind: What the candidates are.
+    """
     method = plan.config.method
-    paths = network.dense_paths
+    dense = network.dense_paths
+    paths = dense if paths is None else paths
     if given == ALL_LINEAR:
-        saved = {path for match in plan.matches for path in match.paths}
-        found = tuple(path for path in paths if not any(path == s or path.startswith(f"{s}.") for s in saved))
+        saved = [path for match in plan.matches for path in match.paths]
+        found = tuple(path for path in dense if not any(path == one or path.startswith(f"{one}.") for one in saved))
         if not found:
-            raise InputError(
-                f"target_modules: {ALL_LINEAR!r} matches no {_DENSE} of the network outside modules_to_save"
-            )
+            raise InputError(f"target_modules: {ALL_LINEAR!r} matches no {_DENSE} outside modules_to_save; give names")
         matches = [TargetMatch(method, "target_modules", ALL_LINEAR, found)]
     else:
-        matches = match_targets(method, "target_modules", default() if given is None else given, paths, _DENSE)
+        entries = usual(placement_of(dense)) if given is None else given
+        matches = match_targets(method, "target_modules", entries, paths, kind)
     plan.matches += matches
     chosen = {path for match in matches for path in match.paths}
     return [path for path in paths if path in chosen]
@@ -265,13 +285,13 @@ def _replace(
     network: Network,
     paths: Sequence[str],
     compute_dtype: Any,
-    build: Callable[[str, nn.Dense, Any], nn.Cell],
+    build: Callable[[str, nn.Cell, Any], nn.Cell],
 ) -> None:
-    """Let `build` make the new cell of each path from an nn.Dense and the dtype of its product."""
+    """Let `build` make the new cell of each path from the layer there and the dtype of its product."""
     for path in paths:
-        layer = as_dense(path, network.cells[path])
+        view = view_layer(path, network.cells[path])
         try:
-            cell = build(path, layer.dense, layer.dtype if compute_dtype is None else compute_dtype)
+            cell = build(path, view.layer, view.dtype if compute_dtype is None else compute_dtype)
         except (TypeError, ValueError, KeyError) as error:
             raise InputError(f"{path} cannot be adapted by {plan.config.method}: {error}") from error
         if hasattr(cell, "scaling"):

@@ -445,3 +445,43 @@ def test_the_public_names_attach(capsys):
     network = mindpet.get_peft_model(small_bert(), mindpet.IA3Config())
     mindpet.print_trainable_parameters(network)
     assert capsys.readouterr().out == "trainable: 36 of 843 (4.2705%)\n"
+
+
+class _Mixed(nn.Cell):
+    """Words in rows of an image: an embedding, convolutions and a dense layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(6, 4)
+        self.conv = nn.Conv2d(1, 2, 3, has_bias=True)
+        self.grouped = nn.Conv2d(2, 2, 3, stride=2, pad_mode="pad", padding=1, dilation=2, group=2)
+        self.head = nn.Dense(2, 3)
+
+    def construct(self, ids):
+        image = self.words(ids).expand_dims(1)
+        return self.head(self.grouped(self.conv(image)).mean((2, 3)))
+
+
+def test_lora_adapts_embeddings_and_convolutions(mode):
+    network = _Mixed()
+    ids = Tensor(np.arange(10).reshape(2, 5) % 6, mstype.int32)
+    before = network(ids).asnumpy()
+    names = {item.name for item in network.get_parameters()}
+    config = LoraConfig(r=2, target_modules=["words", "conv", "grouped"], modules_to_save=["head"])
+    get_peft_model(network, config)
+    np.testing.assert_array_equal(network(ids).asnumpy(), before)
+    added = {item.name for item in network.get_parameters()} - names
+    assert added == {
+        f"{layer}.{name}"
+        for layer in ("words", "conv", "grouped")
+        for name in ("mindpet_delta_lora_a", "mindpet_delta_lora_b", "mindpet_state_scale")
+    }
+    move_adapter(network)
+    assert np.abs(network(ids).asnumpy() - before).max() > 1e-3
+
+
+def test_all_linear_leaves_out_embeddings_convolutions_and_what_is_saved():
+    network = get_peft_model(_Mixed(), LoraConfig(target_modules="all-linear"))
+    assert [item.path for item in require_state(network).replacements] == ["head"]
+    with pytest.raises(InputError, match="'all-linear' matches no dense layer outside modules_to_save"):
+        get_peft_model(_Mixed(), LoraConfig(target_modules="all-linear", modules_to_save=["head"]))
