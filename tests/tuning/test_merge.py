@@ -13,9 +13,11 @@ from safetensors.numpy import save_file
 import mindpet
 from mindpet import BitFitConfig, IA3Config, LoraConfig
 from mindpet.delta import LoRADense
+from mindpet.models.bert import BertForSequenceClassification
 from mindpet.tuning.merge_report import TOLERANCES
 from mindpet.tuning.state import adapter_parameters
 from mindpet.utils.exceptions import InputError
+from tests.tiny import write_bert
 
 INPUTS, WIDE, OUTPUTS = 6, 8, 4
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -305,6 +307,84 @@ def test_methods_that_are_no_change_of_weights_refuse_by_name(method, config):
     network = make([LoraConfig(r=2, target_modules=["query"]), config])
     before = bits(network)
     with pytest.raises(InputError, match=f"{method} at value cannot be merged"):
+        mindpet.merge(network)
+    assert bits(network) == before
+
+
+@pytest.mark.parametrize(
+    "config", [mindpet.PrefixConfig(num_virtual_tokens=2), mindpet.PTuning2Config(num_virtual_tokens=2)]
+)
+def test_prefixes_refuse_by_name_and_are_taken_off_again(tmp_path, config):
+    network = BertForSequenceClassification.from_pretrained(write_bert(tmp_path), num_labels=2).set_train(False)
+    texts = [
+        Tensor(np.array([[2, 5, 9, 3]], np.int32)),
+        Tensor(np.ones((1, 4), np.int32)),
+        Tensor(np.zeros((1, 4), np.int32)),
+    ]
+    plain, before = network(*texts).asnumpy(), bits(network)
+    mindpet.get_peft_model(network, [config, LoraConfig(r=2)])
+    assert np.abs(network(*texts).asnumpy() - plain).max() > 1e-5
+    attached = bits(network)
+    with pytest.raises(InputError, match=f"{config.method} at bert.*self cannot be merged"):
+        mindpet.merge(network)
+    assert bits(network) == attached
+    mindpet.unload(network)
+    assert bits(network) == before
+    assert np.array_equal(network(*texts).asnumpy(), plain)
+
+
+def test_a_bert_is_unmerged_from_its_folder(tmp_path):
+    folder = write_bert(tmp_path)
+    network = BertForSequenceClassification.from_pretrained(folder, num_labels=2)
+    mindpet.get_peft_model(network, LoraConfig(r=2, modules_to_save=["classifier"]))
+    randomise(network.trainable_params())
+    before = bits(network)
+    assert [cell.path for cell in mindpet.merge(network, keep_base=False).cells] == [
+        f"bert.encoder.layer.0.attention.self.{name}" for name in ("query", "value")
+    ]
+    mindpet.unmerge(network, base=folder)
+    assert bits(network) == before
+
+
+class Seeing(nn.Cell):
+    """An embedding and a convolution of it, as over one-dimensional pictures."""
+
+    def __init__(self, group=1):
+        super().__init__()
+        self.words = nn.Embedding(7, 5)
+        self.conv = nn.Conv2d(2, 4, (1, 3), pad_mode="same", group=group, has_bias=True)
+
+    def construct(self, ids):
+        return self.conv(self.words(ids))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_embeddings_and_convolutions_merge(mode, dtype):
+    network = Seeing()
+    randomise(network.get_parameters())
+    for parameter in network.get_parameters():
+        parameter.set_dtype(getattr(mstype, dtype))
+    mindpet.get_peft_model(network, LoraConfig(r=2, target_modules=["words", "conv"])).set_train(False)
+    randomise(network.trainable_params(), seed=1)
+    before, ids = bits(network), np.array([[[1, 2, 6], [0, 2, 2]]], np.int32)
+    attached = run(network, ids)
+    report = mindpet.merge(network)
+    assert [cell.path for cell in report.cells] == ["words", "conv"]
+    tolerance = 1e-5 if dtype == "float32" else 1e-2
+    np.testing.assert_allclose(run(network, ids), attached, rtol=tolerance, atol=tolerance)
+    mindpet.unmerge(network)
+    assert bits(network) == before
+    assert np.array_equal(run(network, ids), attached)
+    mindpet.merge(network)
+    mindpet.unload(network)
+    assert [type(cell) for cell in (network.words, network.conv)] == [nn.Embedding, nn.Conv2d]
+    np.testing.assert_allclose(run(network, ids), attached, rtol=tolerance, atol=tolerance)
+
+
+def test_a_convolution_of_several_groups_refuses_by_name():
+    network = mindpet.get_peft_model(Seeing(2), LoraConfig(r=2, target_modules=["words", "conv"]))
+    before = bits(network)
+    with pytest.raises(InputError, match="conv: a convolution of 2 groups cannot be merged"):
         mindpet.merge(network)
     assert bits(network) == before
 
