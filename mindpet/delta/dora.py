@@ -150,23 +150,14 @@ class DoRADense(LoRADense):
     def merged_values(self) -> dict[str, np.ndarray]:
         """Return the values with which the base layer alone computes what this layer does, by attribute, in float32.
 
-        The weight is magnitude * (weight + scaling * lora_b lora_a) / norm, without rounding on the way.
+        The weight becomes magnitude * (weight + scaling * lora_b lora_a) / norm, or with a scaling of 0 stays.
         """
-        scaling = float(host_values(self.scaling))
-        rows = self._host_rows()
+        rows, scaling = self._host_rows(), host_values(self.scaling)
         if scaling != 0:
-            lora_a, lora_b, magnitude = (
-                host_values(parameter).astype(np.float64)
-                for parameter in (
-                    self.mindpet_delta_lora_a,
-                    self.mindpet_delta_lora_b,
-                    self.mindpet_delta_lora_magnitude,
-                )
-            )
-            rows = rows + scaling * (lora_b @ lora_a)
-            rows *= (magnitude / np.maximum(np.linalg.norm(rows, axis=1), _SMALLEST))[:, None]
-        weight = rows if self.rows_first else rows.T
-        return {"weight": weight.astype(np.float32)}
+            rows += scaling * (host_values(self.mindpet_delta_lora_b) @ host_values(self.mindpet_delta_lora_a))
+            norm = np.maximum(np.linalg.norm(rows, axis=1), _SMALLEST)
+            rows *= (host_values(self.mindpet_delta_lora_magnitude) / norm)[:, None]
+        return {"weight": rows if self.rows_first else rows.T}
 
     def _host_rows(self) -> np.ndarray:
         """Return the weight on the host, one row for each output channel, whatever its own layout."""

@@ -8,8 +8,9 @@ from mindspore import dtype as mstype
 from mindspore.common.initializer import Normal
 
 from mindpet.delta._checks import check_plain
+from mindpet.delta._embedding import take_over_embedding
 from mindpet.delta._host import host_values
-from mindpet.delta._low_rank import add_factors, check_factors, name_beside
+from mindpet.delta._low_rank import add_factors, check_factors
 from mindpet.delta._state import refuse_merged_training
 
 __all__ = ["LoRAEmbedding"]
@@ -124,13 +125,7 @@ class LoRAEmbedding(nn.Embedding):
             embedding.use_one_hot,
             "zeros",
         )
-        name_beside(layer, embedding.embedding_table)
-        name = embedding.embedding_table.name
-        layer.embedding_table = embedding.embedding_table
-        layer.embedding_table.name = name
-        for attribute in ("padding_idx", "dtype", "on_value", "off_value", "gather", "one_hot", "array_mul"):
-            setattr(layer, attribute, getattr(embedding, attribute))
-        layer.set_train(embedding.training)
+        take_over_embedding(layer, embedding)
         return layer
 
     def construct(self, ids: Tensor) -> Tensor:

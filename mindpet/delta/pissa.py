@@ -19,13 +19,13 @@ def principal_factors(weight: np.ndarray, rank: int, scaling: float) -> tuple[np
 
     With the singular value decomposition weight = U diag(s) V^T, in float64, lora_a = diag(sqrt(s / scaling)) V^T and
     lora_b = U diag(sqrt(s / scaling)), each cut to the `rank` largest values, so that scaling * lora_b lora_a is the
-    approximation. The signs, which the decomposition leaves open, are chosen so that the largest entry of each row of
+    approximation; the sign of a negative scaling goes into lora_b. The signs of the vectors, which the decomposition leaves open, are chosen so that the largest entry of each row of
     lora_a is positive.
 
     Args:
         weight: of shape (out_channels, in_channels).
         rank: at most the smaller of the two.
-        scaling: positive.
+        scaling: not 0.
 
     Returns:
         lora_a (rank, in_channels) and lora_b (out_channels, rank), float32.
@@ -33,10 +33,10 @@ def principal_factors(weight: np.ndarray, rank: int, scaling: float) -> tuple[np
     if not weight.any():
         return np.zeros((rank, weight.shape[1]), np.float32), np.zeros((len(weight), rank), np.float32)
     left, values, right = np.linalg.svd(weight.astype(np.float64), full_matrices=False)
-    left, right, roots = left[:, :rank], right[:rank], np.sqrt(values[:rank] / scaling)
+    left, right, roots = left[:, :rank], right[:rank], np.sqrt(values[:rank] / abs(scaling))
     largest = np.take_along_axis(right, np.abs(right).argmax(1)[:, None], 1)
-    roots_with_signs = roots * np.where(largest[:, 0] < 0, -1, 1)
-    return (roots_with_signs[:, None] * right).astype(np.float32), (left * roots_with_signs).astype(np.float32)
+    roots *= np.where(largest[:, 0] < 0, -1, 1)
+    return (roots[:, None] * right).astype(np.float32), (np.sign(scaling) * left * roots).astype(np.float32)
 
 
 class PiSSADense(LoRADense):
@@ -72,7 +72,7 @@ class PiSSADense(LoRADense):
 
     Raises:
         TypeError, NotPositiveError, KeyError: as LoRADense does.
-        ValueError: as LoRADense does; `lora_rank` exceeds `in_channels` or `out_channels`; `lora_alpha` is negative.
+        ValueError: as LoRADense does; `lora_rank` exceeds `in_channels` or `out_channels`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -138,10 +138,9 @@ class PiSSADense(LoRADense):
 
         That is weight + scaling * (lora_b lora_a - first_b first_a), computed on the host in the weight's own layout.
         """
-        lora_a, lora_b, first_a, first_b = (host_values(part).astype(np.float64) for part in self._all_factors())
-        change = host_values(self.scaling) * (lora_b @ lora_a - first_b @ first_a)
-        merged = host_values(self.weight) + (change if self.matmul.transpose_b else change.T)
-        return {"weight": merged.astype(np.float32)}
+        lora_a, lora_b, first_a, first_b = map(host_values, self._all_factors())
+        change = host_values(self.scaling) * (lora_b @ (lora_a - first_a) + (lora_b - first_b) @ first_a)
+        return {"weight": host_values(self.weight) + (change if self.matmul.transpose_b else change.T)}
 
     def _all_factors(self) -> tuple[Parameter, Parameter, Parameter, Parameter]:
         return (
