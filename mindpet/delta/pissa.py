@@ -19,8 +19,8 @@ def principal_factors(weight: np.ndarray, rank: int, scaling: float) -> tuple[np
 
     With the singular value decomposition weight = U diag(s) V^T, in float64, lora_a = diag(sqrt(s / scaling)) V^T and
     lora_b = U diag(sqrt(s / scaling)), each cut to the `rank` largest values, so that scaling * lora_b lora_a is the
-    approximation; the sign of a negative scaling goes into lora_b. The signs of the vectors, which the decomposition leaves open, are chosen so that the largest entry of each row of
-    lora_a is positive.
+    approximation; the sign of a negative scaling goes into lora_b. The signs of the vectors, which the decomposition
+    leaves open, are chosen so that the largest entry of each row of lora_a is positive.
 
     Args:
         weight: of shape (out_channels, in_channels).

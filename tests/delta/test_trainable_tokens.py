@@ -41,7 +41,7 @@ def test_each_row_gets_the_gradient_of_its_own_places(mode):
     probe = random_input((*IDS.shape, SIZE))
     weights = [layer.mindpet_delta_tokens_rows, layer.embedding_table]
     by_row, by_table = mindspore.grad(Probed(Side([layer]), [probe]), None, weights)(Tensor(IDS))
-    expected = np.array([probe[IDS == token].sum(0) for token in range(WORDS)])
+    expected = np.array([probe[token == IDS].sum(0) for token in range(WORDS)])
     np.testing.assert_allclose(by_row.asnumpy(), expected[list(TOKENS)], rtol=1e-6)
     expected[list(TOKENS)] = 0
     np.testing.assert_allclose(by_table.asnumpy(), expected, rtol=1e-6)

@@ -7,7 +7,7 @@ from mindspore import dtype as mstype
 
 from mindpet.delta import VeRADense, _reference, make_projection
 from mindpet.utils.exceptions import NotPositiveError
-from tests.delta.layers import INPUTS, OUTPUTS, Side, random_input, randomise, values_of
+from tests.delta.layers import INPUTS, OUTPUTS, random_input, randomise, values_of
 from tests.delta.peers import adapt, compare, same_dropout, same_mask, share_values, train_both
 
 WIDE = {"compute_dtype": mstype.float32}
