@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -113,8 +114,17 @@ def _to_config(block: Any) -> PeftConfig:
             raise InputError(f"{key} is {value!r}; leave it out: {_ADVICE.get(key, 'it starts at zeros')}")
     values = defaults | {key: value for key, value in given.items() if value is not None}
     if kind is LoraConfig and isinstance(values["target_modules"], str):
-        values["target_modules"] = rf"(?:.*\.)?(?:{values['target_modules']})[^.]*"
+        values["target_modules"] = _whole_path(values["target_modules"])
     return _validated(kind, values)
+
+
+def _whole_path(begin: str) -> str:
+    """Return the regular expression of a path whose last name begins with what `begin` matches."""
+    try:
+        re.compile(begin)
+    except re.error as error:
+        raise InputError(f"target_modules: {begin!r} is no regular expression: {error}; correct it") from error
+    return rf"(?:.*\.)?(?:{begin})[^.]*"
 
 
 def _validated(kind: type[PeftConfig], values: Mapping[str, Any]) -> PeftConfig:
