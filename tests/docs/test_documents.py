@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args, get_origin
 
+import numpy as np
 import pytest
 import yaml
 
@@ -230,6 +231,14 @@ def test_the_examples_of_the_lora_page_run(reader, mode):
     )
     assert float(names["loss"].asnumpy()) > 0
     assert all(parameter.name.startswith(("bert.", "classifier.")) for parameter in names["net"].get_parameters())
+
+
+def test_the_examples_of_the_merging_page_run(reader, mode, capsys):
+    names = _run_blocks(DOCS / "merging.md")
+    assert "2 layers merged into float32 weights." in capsys.readouterr().out
+    for given in ("merged", "plain"):
+        np.testing.assert_allclose(names[given], names["attached"], rtol=1e-5, atol=1e-5)
+    assert np.array_equal(names["unmerged"], names["attached"])
 
 
 def test_the_migration_page_reads_a_checkpoint_of_1_0_4(tmp_path, monkeypatch):
