@@ -124,6 +124,8 @@ def test_no_process_outlives_a_launcher_that_is_killed(tmp_path):
     follow = "from mindpet.train.launch import follow_the_launcher; follow_the_launcher()\n"
     command = _command(tmp_path, "time.sleep(600)")
     command[2] = follow + command[2]
+    # A process that keeps Python's lock ends too, as MindSpore's scheduler does.
+    command[2] = command[2].replace("time.sleep(600)", "import ctypes; ctypes.PyDLL(None).sleep(600)")
     script = f"from mindpet.train.launch import launch; launch({command!r}, 2)"
     with subprocess.Popen([sys.executable, "-c", script]) as launcher:
         while len(list(tmp_path.iterdir())) < 3:

@@ -1,0 +1,233 @@
+"""Fine-tuning in two processes that share each batch; slow, as every run starts MindSpore three times."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.tiny import write_bert, write_task
+
+pytestmark = pytest.mark.slow
+
+PROGRAM = [sys.executable, "-m", "mindpet.cli"]
+TIMES = ("seconds", "compiled")  # what no two runs have in common
+
+
+@pytest.fixture
+def task(tmp_path):
+    """Arguments that fine-tune a tiny BERT on a tiny task with two lengths, so that some batches have fillers."""
+    model, data = write_bert(tmp_path / "model"), write_task(tmp_path / "task.jsonl", count=100)
+    texts = [json.loads(line) for line in data.read_text().splitlines()]
+    for number, text in enumerate(texts):
+        text["text"] += " the day a film very the" * (number % 3 == 0)
+    data.write_text("\n".join(map(json.dumps, texts)))
+    rates = ["--learning-rate", "0.02", "--head-learning-rate", "0.05"]
+    return ["finetune", "--model", str(model), "--data", str(data), "--batch-size", "8", "--no-baselines", *rates]
+
+
+def _run(arguments, **more):
+    """Run the program to its end."""
+    return subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=300, **more)
+
+
+def _entries(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def _without_times(folder):
+    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in _entries(folder)]
+
+
+def _metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def _ranks(out):
+    """Return the process numbers, by rank, of the processes that work on a run; the scheduler's is at -1."""
+    found = {}
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdigit() and str(out).encode() in (process / "cmdline").read_bytes():
+                variables = dict(
+                    entry.partition(b"=")[::2] for entry in (process / "environ").read_bytes().split(b"\0")
+                )
+                if b"MS_ROLE" in variables:
+                    found[int(variables.get(b"RANK_ID", b"-1"))] = int(process.name)
+        except OSError:
+            continue
+    return found
+
+
+def _wait_for_steps(out, steps, process):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (out / "log.jsonl").exists() and len((out / "log.jsonl").read_text().splitlines()) > steps:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no {steps} steps came: {process.communicate()}")
+
+
+def _start(arguments):
+    return subprocess.Popen([*PROGRAM, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "tolerance"),
+    [
+        (["--lora-dropout", "0.1", "--dropout", "0.1", "--learning-rate", "0.002"], 1e-4),
+        (["--method", "full"], 1e-4),
+        (["--method", "bitfit"], 1e-4),
+        (["--dtype", "float16"], 0.02),
+    ],
+    ids=["lora with dropout", "full", "bitfit", "float16"],
+)
+def test_two_processes_with_half_the_batch_follow_one_with_the_whole(tmp_path, task, flags, tolerance):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for out, devices in ((one, 1), (two, 2)):
+        result = _run([*task, *flags, "--epochs", 6, "--out", out, "--devices", devices])
+        assert result.returncode == 0, result.stderr
+    steps, others = ([entry for entry in _entries(folder) if "loss" in entry] for folder in (one, two))
+    assert len(steps) == len(others) >= 50
+    assert {entry["texts"] for entry in steps} > {8}, "some batches have fillers"
+    np.testing.assert_allclose(
+        [entry["loss"] for entry in others], [entry["loss"] for entry in steps], atol=tolerance, rtol=0
+    )
+    for name in ("texts", "skipped", "loss_scale", "learning_rate"):
+        assert [entry[name] for entry in others] == [entry[name] for entry in steps]
+    assert any(entry["skipped"] for entry in steps) == ("float16" in flags)
+    for name in ("accuracy", "valid_accuracy", "trainable_params", "padding_share"):
+        assert _metrics(one)[name] == _metrics(two)[name]
+    assert "BERT tuned with" in result.stdout
+    assert "[INFO]" not in result.stderr and "[WARNING]" not in result.stderr
+
+
+def test_baselines_are_those_of_one_process(tmp_path, task):
+    task.remove("--no-baselines")
+    for devices in (1, 2):
+        result = _run([*task, "--epochs", 1, "--out", tmp_path / str(devices), "--devices", devices])
+        assert result.returncode == 0, result.stderr
+    one, two = (_metrics(tmp_path / name) for name in ("1", "2"))
+    assert [one["baseline_accuracy"], one["probe_accuracy"]] == [two["baseline_accuracy"], two["probe_accuracy"]]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_saves_once_and_goes_on_as_if_it_had_not_been_stopped(tmp_path, task, number):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    task += ["--lora-dropout", "0.1", "--epochs", "40", "--devices", "2"]
+    assert _run([*task, "--out", whole]).returncode == 0
+    with _start([*task, "--out", parts]) as process:
+        _wait_for_steps(parts, 30, process)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1, said
+    assert len(re.findall("ended early; last checkpoint: .*--resume goes on", said)) == 1
+    assert "Traceback" not in said
+    assert not _ranks(parts)
+    assert (parts / "resume.safetensors").exists() and not (parts / "metrics.json").exists()
+    result = _run(["finetune", "--out", parts, "--resume"])
+    assert result.returncode == 0, result.stderr
+    assert _without_times(whole) == _without_times(parts)
+    values, others = (load_file(folder / "resume.safetensors") for folder in (whole, parts))
+    assert values.keys() == others.keys()
+    for name in values:
+        np.testing.assert_array_equal(values[name], others[name], err_msg=name)
+
+
+def test_another_number_of_devices_is_refused_when_a_run_is_resumed(tmp_path, task):
+    out = tmp_path / "run"
+    assert _run([*task, "--epochs", 1, "--out", out]).returncode == 0
+    result = _run(["finetune", "--out", out, "--resume", "--devices", 2])
+    assert result.returncode == 2
+    assert "devices: 2 was given, but the run in" in result.stderr
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_ends_the_job_within_a_minute(tmp_path, task, rank):
+    out = tmp_path / "run"
+    with _start([*task, "--epochs", 100000, "--save-steps", 5, "--out", out, "--devices", 2]) as process:
+        _wait_for_steps(out, 20, process)
+        assert sorted(_ranks(out)) == [-1, 0, 1]
+        begin = time.monotonic()
+        os.kill(_ranks(out)[rank], signal.SIGKILL)
+        said = process.communicate(timeout=60)[1]
+        took = time.monotonic() - begin
+    assert process.returncode == 1
+    assert re.search(rf"mindpet: rank {rank} was killed by SIGKILL.*--resume", said)
+    assert took < 60
+    assert not _ranks(out)
+
+
+def test_no_rank_outlives_the_command(tmp_path, task):
+    out = tmp_path / "run"
+    with _start([*task, "--epochs", 100000, "--out", out, "--devices", 2]) as process:
+        _wait_for_steps(out, 20, process)
+        process.kill()
+        process.communicate(timeout=60)
+    deadline = time.monotonic() + 20
+    while _ranks(out) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _ranks(out)
+
+
+# Runs in each Python before anything else: rank 1 comes upon an error of its own.
+BREAK = """
+import os
+if os.environ.get("MS_ROLE") == "MS_WORKER" and os.environ.get("RANK_ID") == "1":
+    from mindpet.data.batches import Batches
+    from mindpet.utils.exceptions import InputError
+    def fail(self, *arguments):
+        {what}
+    Batches.{method} = fail
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "what", "said"),
+    [
+        ("__init__", "raise InputError('rank 1 reads nothing')", "mindpet: rank 1 reads nothing"),
+        ("epoch", "raise RuntimeError('rank 1 is out of order')", "RuntimeError: rank 1 is out of order"),
+        ("_make", "os._exit(7)", "saved last$"),
+    ],
+    ids=["at the start", "in training", "without a word"],
+)
+def test_a_rank_that_fails_alone_ends_the_job_within_a_minute(tmp_path, task, method, what, said):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(BREAK.format(method=method, what=what))
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    out = tmp_path / "run"
+    begin = time.monotonic()
+    result = _run([*task, "--out", out, "--devices", 2], env=os.environ | {"PYTHONPATH": path})
+    assert result.returncode == 1
+    assert re.search(rf"(?s)mindpet: rank 1 ended with exit code \d, so the other.*{said}", result.stderr)
+    assert time.monotonic() - begin < 60
+    assert not _ranks(out)
+
+
+def test_bad_input_is_said_once_and_gives_exit_code_2(tmp_path, task):
+    (tmp_path / "model" / "model.safetensors").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    result = _run([*task, "--out", tmp_path / "run", "--devices", 2])
+    assert result.returncode == 2
+    assert len([line for line in result.stderr.splitlines() if line.startswith("mindpet: ")]) == 1
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is left behind"
+
+
+def test_the_same_command_runs_under_msrun(tmp_path, task):
+    out = tmp_path / "run"
+    msrun = [str(Path(sys.executable).with_name("msrun")), "--worker_num", "2", "--local_worker_num", "2"]
+    msrun += ["--join", "True", "--master_port", "18765", "--log_dir", str(tmp_path / "logs")]
+    command = [*msrun, str(Path(sys.executable).with_name("mindpet")), *task, "--epochs", "1", "--out", str(out)]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"PATH": path})
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("BERT tuned with lora") == 1
+    assert _metrics(out)["accuracy"] > 0
+    assert "devices: 2" in (out / "settings.yaml").read_text()
