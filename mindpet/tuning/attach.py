@@ -17,7 +17,7 @@ from mindpet.tuning.plans import Plan
 from mindpet.tuning.registry import METHODS
 from mindpet.tuning.state import STATE_ATTRIBUTE, Feed, PeftState, Replacement, require_state, state_of
 from mindpet.utils.exceptions import InputError
-from mindpet.utils.names import DELTA_MARK, STATE_MARK
+from mindpet.utils.names import DELTA_MARK
 
 __all__ = ["detach", "get_peft_model"]
 
@@ -28,12 +28,19 @@ def get_peft_model(
     """Attach one or several methods and freeze everything but their parameters and `modules_to_save`.
 
     The network is changed in place; its own parameters stay the same objects under the same names, so its old
-    checkpoints still load. Nothing is changed when an error is raised. Call it before the optimizer is made.
+    checkpoints still load. Nothing is changed when an error is raised. Call it before the optimizer is made. The
+    network may have run already, and whatever holds it compiled is compiled anew.
+
+    With LoRA, IA3, BitFit and adapters the output is the same to the last bit until they are trained, as long as
+    `compute_dtype` is the dtype in which the network multiplied before; the other methods change it at once.
 
     Args:
-        network: Any network. Layers that are replaced may be nn.Dense.
+        network: Any network. Layers that are replaced may be nn.Dense, mint.nn.Linear and what says that it computes
+            as they do (`mindpet.tuning.layers.is_dense`), for LoRA nn.Embedding and nn.Conv2d too. Prefixes need
+            attentions that take them (`mindpet.tuning.prefixes`).
         config: What to attach: one configuration, or a list where methods are combined.
-        compute_dtype: The dtype of the adapted layers' products; that of each layer's weight by default.
+        compute_dtype: The dtype of the adapted layers' products; by default the one that each layer names, else that of
+            its weight.
 
     Returns:
         `network` itself.
@@ -169,9 +176,8 @@ def _carry_out(network: nn.Cell, view: Network, plans: Sequence[Plan]) -> None:
         _feed(network, view, plans, state, undo)
         for parameter in network.get_parameters():
             undo.append(partial(setattr, parameter, "requires_grad", parameter.requires_grad))
-            parameter.requires_grad = STATE_MARK not in parameter.name and (
-                parameter.name not in own or parameter.name in marked
-            )
+            if parameter.name in own:  # what a new cell holds trains as the cell has it
+                parameter.requires_grad = parameter.name in marked
         undo.append(partial(_take_away, network, STATE_ATTRIBUTE))
         state.parameters = {parameter.name: parameter for parameter in network.get_parameters()}
         setattr(network, STATE_ATTRIBUTE, state)

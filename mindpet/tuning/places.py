@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from mindspore import nn
 
+from mindpet.utils.exceptions import InputError
+
 __all__ = ["Place", "find_places"]
 
 
@@ -26,13 +28,24 @@ class Place:
         """Hang `cell` here. MindSpore renames the parameters of a cell that is assigned, so names are put back."""
         names = [(parameter, parameter.name) for parameter in cell.get_parameters()]
         if isinstance(self.parent, nn.CellList | nn.SequentialCell):
-            self.parent[int(self.name)] = cell
+            self.parent[self._index()] = cell
         elif isinstance(self.parent, nn.CellDict):
             self.parent[self.name] = cell
         else:
             setattr(self.parent, self.name, cell)
         for parameter, name in names:
             parameter.name = name
+
+    def _index(self) -> int:
+        """Return the child's place in a list; the children of an nn.SequentialCell may have names."""
+        if self.name.isdigit():
+            return int(self.name)
+        names = list(self.parent.name_cells())
+        if len(names) != len(self.parent):
+            raise InputError(
+                f"{self.name} hangs twice in one nn.SequentialCell; give its cells as a list, without names"
+            )
+        return names.index(self.name)
 
 
 def find_places(network: nn.Cell, cells: Collection[nn.Cell]) -> list[tuple[Place, nn.Cell]]:

@@ -1,4 +1,5 @@
 import copy
+from collections import OrderedDict
 
 import mindspore
 import numpy as np
@@ -153,6 +154,44 @@ def test_a_shared_layer_is_replaced_once_at_all_its_places():
     detach(network)
     assert type(network.shared) is nn.Dense
     assert network.shared is network.sequence[0] is network.again
+
+
+class _Containers(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        same = nn.Dense(4, 4)
+        self.numbered = nn.SequentialCell(nn.Dense(4, 4), nn.ReLU(), same, same)
+        self.named = nn.SequentialCell(OrderedDict(first=nn.Dense(4, 4), second=nn.ReLU(), third=nn.Dense(4, 4)))
+        self.dictionary = nn.CellDict({"one": nn.Dense(4, 4), "two": nn.Dense(4, 4)})
+        self.listed = nn.CellList([nn.Dense(4, 4), same])
+
+    def construct(self, x):
+        x = self.dictionary["two"](self.dictionary["one"](self.named(self.numbered(x))))
+        return self.listed[1](self.listed[0](x))
+
+
+def test_layers_in_containers_of_every_kind_are_replaced_and_put_back():
+    network = _Containers()
+    before = network(_input()).asnumpy()
+    picture = _picture(network)
+    get_peft_model(network, LoraConfig(r=2, target_modules="all-linear"))
+    assert not [path for path, cell in network.cells_and_names() if type(cell) is nn.Dense]
+    assert network.numbered[2] is network.numbered[3] is network.listed[1]
+    np.testing.assert_array_equal(network(_input()).asnumpy(), before)
+    move_adapter(network)
+    assert np.abs(network(_input()).asnumpy() - before).max() > 1e-3
+    detach(network)
+    assert _picture(network) == picture
+    np.testing.assert_array_equal(network(_input()).asnumpy(), before)
+
+
+def test_a_layer_that_hangs_twice_under_names_of_a_sequence_is_refused():
+    same = nn.Dense(4, 4)
+    network = nn.SequentialCell(OrderedDict(first=same, second=same))
+    before = _picture(network)
+    with pytest.raises(InputError, match=r"first hangs twice in one nn\.SequentialCell"):
+        get_peft_model(network, LoraConfig(target_modules="all-linear"))
+    assert _picture(network) == before
 
 
 def test_the_branches_draw_their_first_values_in_the_order_of_the_network():
