@@ -2,35 +2,11 @@
 
 import mindspore
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
 import mindpet
-from mindpet.models.bert import BertConfig, BertForSequenceClassification
-from mindpet.tuning.registry import METHODS
 from mindpet.tuning.state import adapter_parameters, state_of
-from tests.tiny import CONFIG
-
-HIDDEN = 12
-_FOREIGN = ("architectures", "model_type", "pad_token_id")
-# The defaults are for hidden states of hundreds of numbers.
-_SMALL = {
-    "lora": {"r": 2, "lora_alpha": 6},
-    "adapter": {"bottleneck_size": 3},
-    "low_rank_adapter": {"reduction_factor": 4},
-    "prefixtuning": {"num_virtual_tokens": 2, "encoder_hidden_size": 5},
-    "ptuning2": {"num_virtual_tokens": 2, "encoder_hidden_size": 5, "prefix_projection": True},
-}
-CONFIGS = {
-    name: method.config(**_SMALL.get(name, {}), modules_to_save=("classifier",)) for name, method in METHODS.items()
-}
-
-
-def bert(seed=0):
-    """Return a random BERT with one layer and three classes; the same seed gives the same one."""
-    np.random.seed(seed)
-    return BertForSequenceClassification(
-        BertConfig(**{key: value for key, value in CONFIG.items() if key not in _FOREIGN}, num_labels=3)
-    )
+from tests.methods import batch
 
 
 class Stack(nn.Cell):
@@ -77,8 +53,7 @@ def outputs(network):
     if isinstance(network, Stack):
         x = np.random.RandomState(3).normal(size=(4, 6))
         return network(Tensor(x, network.first.weight.dtype)).astype(mindspore.float32).asnumpy()
-    ids = Tensor(np.array([[2, 5, 9, 3], [2, 7, 9, 3]], np.int32))
-    return network(ids, ops.ones_like(ids), ops.zeros_like(ids)).asnumpy()
+    return network(*batch()).asnumpy()
 
 
 def values(network):

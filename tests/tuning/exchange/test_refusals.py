@@ -8,8 +8,9 @@ from mindspore import Tensor
 
 import mindpet
 from mindpet.utils.exceptions import InputError
+from tests.methods import config_of, small_bert
 from tests.tuning.exchange import damage
-from tests.tuning.exchange.networks import CONFIGS, Stack, bert, lora, snapshot, trained
+from tests.tuning.exchange.networks import Stack, lora, snapshot, trained
 
 A, B = "first.mindpet_delta_lora_a", "first.mindpet_delta_lora_b"
 
@@ -199,7 +200,7 @@ BASES = {
         "another base: second.bias differs",
     ),
     "another activation": (lambda: Stack(activation="tanh"), "first gives outputs that differ by"),
-    "another network": (lambda: bert(), "the network has no parameter first.weight"),
+    "another network": (small_bert, "the network has no parameter first.weight"),
 }
 
 
@@ -220,9 +221,9 @@ def test_another_base_is_refused_and_unchanged(saved, name):
 
 
 def test_a_difference_outside_the_touched_tensors_is_seen_by_the_whole_network(tmp_path):
-    mindpet.save_adapter(trained(bert(), CONFIGS["lora"]), tmp_path / "adapter")
-    network = bert()
-    network.bert.encoder.layer[0].output.dense.weight.set_data(Tensor(np.zeros((12, 16), np.float32)))
+    mindpet.save_adapter(trained(small_bert(), config_of("lora", modules_to_save=["classifier"])), tmp_path / "adapter")
+    network = small_bert()
+    network.bert.encoder.layer[0].output.dense.weight.set_data(Tensor(np.zeros((8, 12), np.float32)))
     before = snapshot(network)
     with pytest.raises(InputError, match="the whole network gives outputs that differ by"):
         mindpet.load_adapter(network, tmp_path / "adapter")
@@ -231,9 +232,9 @@ def test_a_difference_outside_the_touched_tensors_is_seen_by_the_whole_network(t
 
 def test_a_new_head_that_was_not_saved_is_seen(tmp_path):
     config = mindpet.LoraConfig(r=2)
-    mindpet.save_adapter(trained(bert(), config), tmp_path / "adapter")
-    network = bert()
-    network.classifier.weight.set_data(Tensor(np.random.default_rng(9).normal(size=(3, 12)).astype(np.float32)))
+    mindpet.save_adapter(trained(small_bert(), config), tmp_path / "adapter")
+    network = small_bert()
+    network.classifier.weight.set_data(Tensor(np.random.default_rng(9).normal(size=(3, 8)).astype(np.float32)))
     with pytest.raises(InputError, match="such as a new head that was not in modules_to_save"):
         mindpet.load_adapter(network, tmp_path / "adapter")
 
