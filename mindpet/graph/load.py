@@ -1,8 +1,9 @@
 """Reading back what TrainableParamsCheckPoint has written."""
 
 import os
+import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mindspore import Parameter, Tensor, nn
@@ -27,6 +28,17 @@ PathLike = str | os.PathLike[str]
 
 _LISTED = 20
 
+# What MindSpore's optimizers and loss scales call their state: for each parameter, as in adam_m.<parameter>, and alone.
+_STATES_OF_A_PARAMETER = {
+    *("accu_grads", "accum", "accum_update", "adam_m", "adam_v", "exp_avg", "exp_avg_sq", "exp_avg_sq_col"),
+    *("exp_avg_sq_row", "lamb_m", "lamb_v", "linear", "mean_grad", "mean_square", "moment", "moment1", "moment2"),
+    *("moments", "prev", "stat", "step_size", "vhat"),
+}
+_STATES_OF_A_STEP = re.compile(
+    r"global_step|afactor_step|learning_rate(_group_\d+)?|momentum|beta[12]_power|scale_sense|current_iterator_step"
+    r"|last_overflow_iterator_step"
+)
+
 
 class UnverifiedCheckpointWarning(UserWarning):
     """A checkpoint without checksums beside it was loaded: nothing tells whether it is undamaged."""
@@ -38,8 +50,9 @@ def load_trainable(
     """Load checkpoints of the trainable parameters into a network, all of them or nothing.
 
     The network must be frozen as it was for training, and may already hold the base model's values. Together the files
-    must give every trainable parameter exactly once, in its shape and dtype, and nothing else. The names that 1.x wrote
-    (`mindpet_delta_lora_A`, `tk_delta_...`) are understood.
+    must give every trainable parameter exactly once, in its shape and dtype, and nothing else. What 1.x wrote is
+    understood: its names (`mindpet_delta_lora_A`, `tk_delta_...`), and the state of one of MindSpore's optimizers and
+    loss scales beside the parameters, which is left aside.
 
     Args:
         net: The network; it keeps its Parameter objects and gets new values.
@@ -55,7 +68,7 @@ def load_trainable(
     """
     check_network(net)
     paths = list_paths("files", files)
-    values = _read_values(paths, dec_key, dec_mode)
+    values = _read_values(net, paths, dec_key, dec_mode)
     parameters = {canonical_name(name): parameter for name, parameter in trainable_parameters(net).items()}
     check_fit(net, parameters, values, paths)
     for name, parameter in parameters.items():
@@ -113,15 +126,29 @@ def warn_unverified(paths: Iterable[Path]) -> None:
             warnings.warn(message, UnverifiedCheckpointWarning, stacklevel=3)
 
 
-def _read_values(paths: list[Path], dec_key: bytes | None, dec_mode: str) -> dict[str, Tensor]:
-    """Return all tensors by their names in version 2."""
+def _read_values(net: nn.Cell, paths: list[Path], dec_key: bytes | None, dec_mode: str) -> dict[str, Tensor]:
+    """Return all tensors by their names in version 2, but for an optimizer's state."""
+    own = {canonical_name(parameter.name) for parameter in net.get_parameters()}
     values: dict[str, Tensor] = {}
     for path in paths:
-        for name, tensor in read_checkpoint(path, dec_key, dec_mode).items():
-            if canonical_name(name) in values:
-                raise InputError(f"{path} gives {name}, which was given before; name each parameter's file once.")
-            values[canonical_name(name)] = tensor
+        content = read_checkpoint(path, dec_key, dec_mode)
+        held = {canonical_name(name) for name in content}
+        for written, tensor in content.items():
+            name = canonical_name(written)
+            if name not in own and _is_state(name, held):
+                continue
+            if name in values:
+                raise InputError(f"{path} gives {written}, which was given before; name each parameter's file once.")
+            values[name] = tensor
     return values
+
+
+def _is_state(name: str, held: Container[str]) -> bool:
+    """Tell whether an entry is the state of a training step, or of a parameter that the same file holds."""
+    return _STATES_OF_A_STEP.fullmatch(name) is not None or any(
+        name[: separator.start()] in _STATES_OF_A_PARAMETER and name[separator.end() :] in held
+        for separator in re.finditer("[._]", name)
+    )
 
 
 def check_fit(

@@ -94,6 +94,77 @@ def test_names_of_old_files_are_understood(saved, tmp_path):
     assert_all(net, 3)
 
 
+OPTIMIZERS = {
+    "AdamWeightDecay": lambda parameters: nn.AdamWeightDecay(parameters, [0.1, 0.2, 0.3]),
+    "Adam in groups": lambda parameters: nn.Adam(
+        [{"params": parameters[:1], "lr": 0.1}, {"params": parameters[1:], "lr": [0.1, 0.2]}], 0.1, use_amsgrad=True
+    ),
+    "Momentum": lambda parameters: nn.Momentum(parameters, 0.1, 0.9),
+    "SGD": lambda parameters: nn.SGD(parameters, 0.1, momentum=0.9),
+    "Lamb": lambda parameters: nn.Lamb(parameters, 0.1),
+    "AdaFactor": lambda parameters: nn.AdaFactor(parameters, 0.1, scale_parameter=False, relative_step=False),
+    "RMSProp": lambda parameters: nn.RMSProp(parameters, 0.1, centered=True),
+    "Adagrad": lambda parameters: nn.Adagrad(parameters),
+    "FTRL": lambda parameters: nn.FTRL(parameters),
+}
+
+
+def write_as_1_0_4(step, path):
+    """Write what MindPet 1.0.4 wrote: whatever has a gradient in the whole training step, by old names."""
+    old = {"mindpet_delta_lora_a": "mindpet_delta_lora_A", "mindpet_delta_lora_b": "mindpet_delta_lora_B"}
+    names = {parameter.name: parameter.name for parameter in step.trainable_params()}
+    for now, then in old.items():
+        names = {name: written.replace(now, then) for name, written in names.items()}
+    parameters = {parameter.name: parameter for parameter in step.trainable_params()}
+    ms.save_checkpoint([{"name": names[name], "data": Tensor(parameters[name].asnumpy())} for name in names], str(path))
+    return names
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_optimizers_state_in_a_file_of_1_0_4_is_left_aside(tmp_path, optimizer):
+    net = LoraNetwork()
+    set_trainable(net, 5)
+    inner = nn.WithLossCell(net, nn.MSELoss())
+    scale = nn.DynamicLossScaleUpdateCell(1024, 2, 1000)
+    step = nn.TrainOneStepWithLossScaleCell(inner, OPTIMIZERS[optimizer](net.trainable_params()), scale)
+    names = write_as_1_0_4(step, tmp_path / "old.ckpt")
+    assert {"global_step", "scale_sense", "current_iterator_step"} <= names.keys()
+    assert len(names) > 2 * len(trainable_values(net))
+    fresh = LoraNetwork()
+    with pytest.warns(UnverifiedCheckpointWarning):
+        load_trainable(fresh, tmp_path / "old.ckpt")
+    assert_all(fresh, 5)
+
+
+def test_state_of_a_parameter_is_left_aside_only_beside_it(saved, tmp_path):
+    net, _ = saved
+    values = {name: value + 1 for name, value in trainable_values(net).items()}
+    path = tmp_path / "other.ckpt"
+    for extra in ("adam_m.other.bias", "mean.head.bias", "adam_m.head", "learning_rates", "dense.bias"):
+        content = values | {extra: np.ones(4, np.float32)}
+        ms.save_checkpoint([{"name": name, "data": Tensor(value)} for name, value in content.items()], str(path))
+        with pytest.raises(InputError, match=rf"{extra} is (unknown|frozen)"):
+            load_trainable(net, path)
+        assert_all(net, 0)
+
+
+def test_a_parameter_named_like_state_is_a_parameter(tmp_path):
+    net = nn.Cell()
+    for name in ("bias", "moments.bias", "momentum"):
+        net.insert_param_to_cell(
+            name.replace(".", "_"), Parameter(Tensor(np.ones(2, np.float32)), name=name), check_name_contain_dot=False
+        )
+    content = [{"name": name, "data": Tensor(np.full(2, 7, np.float32))} for name in ("bias", "moments.bias")]
+    ms.save_checkpoint(content, str(tmp_path / "two.ckpt"))
+    with pytest.raises(InputError, match="momentum is missing"):
+        load_trainable(net, tmp_path / "two.ckpt")
+    content.append({"name": "momentum", "data": Tensor(np.full(2, 7, np.float32))})
+    ms.save_checkpoint(content, str(tmp_path / "three.ckpt"))
+    with pytest.warns(UnverifiedCheckpointWarning):
+        load_trainable(net, tmp_path / "three.ckpt")
+    assert [parameter.asnumpy().tolist() for parameter in net.get_parameters()] == [[7.0, 7.0]] * 3
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
