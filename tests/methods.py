@@ -15,6 +15,8 @@ FIELDS = {
     "low_rank_adapter": {"reduction_factor": 2},
     "prefixtuning": {"num_virtual_tokens": 3, "encoder_hidden_size": 5, "dropout_rate": 0.0},
     "ptuning2": {"num_virtual_tokens": 3},
+    "vera": {"r": 3},
+    "tokens": {"token_indices": (4, 1)},
 }
 CHANGES_THE_START = {"low_rank_adapter", "prefixtuning", "ptuning2"}
 EVERY_METHOD = pytest.mark.parametrize("method", METHODS)

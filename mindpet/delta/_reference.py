@@ -119,8 +119,8 @@ def dora_dense(x: Array, parameters: Parameters, scaling: float, activation: str
 def pissa_dense(x: Array, parameters: Parameters, scaling: float, activation: str | None = None) -> Array:
     """Return activation(x weight^T + bias + scaling (x lora_a^T lora_b^T - x first_a^T first_b^T))."""
     now, first = (
-        x @ parameters[f"mindpet_{kind}_lora_a"].T @ parameters[f"mindpet_{kind}_lora_b"].T
-        for kind in ("delta", "state")
+        x @ parameters[f"mindpet_delta_lora_{which}a"].T @ parameters[f"mindpet_delta_lora_{which}b"].T
+        for which in ("", "first_")
     )
     return _activate(activation, dense(x, parameters) + scaling * (now - first))
 

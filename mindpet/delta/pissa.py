@@ -9,7 +9,6 @@ from mindpet.delta._checks import check_not_above
 from mindpet.delta._host import host_values
 from mindpet.delta._state import refuse_merged_training
 from mindpet.delta.lora import LoRADense
-from mindpet.utils.names import STATE_MARK
 
 __all__ = ["PiSSADense", "principal_factors"]
 
@@ -55,8 +54,9 @@ class PiSSADense(LoRADense):
     which is exactly zero at first, and has no difference of two large numbers later.
 
     `mindpet_delta_lora_a` (lora_rank, in_channels) and `mindpet_delta_lora_b` (out_channels, lora_rank) are meant to be
-    trained; `freeze_delta(network, 'lora')` freezes the rest. The first ones are `mindpet_state_lora_a` and
-    `mindpet_state_lora_b`, Parameters without gradient. Who gives the weight other values afterwards, by loading a
+    trained; `freeze_delta(network, 'lora')` freezes the rest. The first ones, `mindpet_delta_lora_first_a` and
+    `mindpet_delta_lora_first_b`, are Parameters without gradient; they belong to the adapter, which with them is a
+    change of the untouched weight of rank 2 lora_rank. Who gives the weight other values afterwards, by loading a
     checkpoint for example, calls `reset_factors` then.
 
     Args:
@@ -79,8 +79,8 @@ class PiSSADense(LoRADense):
         super().__init__(*args, **kwargs)
         check_not_above("lora_rank", self.lora_rank, "in_channels", self.in_channels)
         check_not_above("lora_rank", self.lora_rank, "out_channels", self.out_channels)
-        self.mindpet_state_lora_a = _frozen_twin(self.mindpet_delta_lora_a, "lora_a")
-        self.mindpet_state_lora_b = _frozen_twin(self.mindpet_delta_lora_b, "lora_b")
+        self.mindpet_delta_lora_first_a = _frozen_twin(self.mindpet_delta_lora_a, "mindpet_delta_lora_first_a")
+        self.mindpet_delta_lora_first_b = _frozen_twin(self.mindpet_delta_lora_b, "mindpet_delta_lora_first_b")
         self.stack_a = ops.Concat(0)
         self.stack_b = ops.Concat(1)
         self.reset_factors()
@@ -120,15 +120,15 @@ class PiSSADense(LoRADense):
         dropped = self.lora_dropout(rows)
         change = self.low_rank(dropped)
         if self.training and self.lora_dropout.p > 0:
-            first_a = self.cast(self.mindpet_state_lora_a, self.compute_dtype)
-            first_b = self.cast(self.mindpet_state_lora_b, self.compute_dtype)
+            first_a = self.cast(self.mindpet_delta_lora_first_a, self.compute_dtype)
+            first_b = self.cast(self.mindpet_delta_lora_first_b, self.compute_dtype)
             change = change + self.lora_b_matmul(self.lora_a_matmul(dropped - rows, first_a), first_b)
         return self.mul(change, self.cast(self.scaling, self.compute_dtype))
 
     def low_rank(self, rows: Tensor) -> Tensor:
         """Return rows (lora_b lora_a - first_b first_a)^T as one product of twice the rank."""
         lora_a, lora_b = self.mindpet_delta_lora_a, self.mindpet_delta_lora_b
-        first_a, first_b = self.mindpet_state_lora_a, self.mindpet_state_lora_b
+        first_a, first_b = self.mindpet_delta_lora_first_a, self.mindpet_delta_lora_first_b
         a = self.cast(self.stack_a((lora_a - first_a, first_a)), self.compute_dtype)  # (2 lora_rank, in_channels)
         b = self.cast(self.stack_b((lora_b, lora_b - first_b)), self.compute_dtype)  # (out_channels, 2 lora_rank)
         return self.lora_b_matmul(self.lora_a_matmul(rows, a), b)
@@ -146,10 +146,10 @@ class PiSSADense(LoRADense):
         return (
             self.mindpet_delta_lora_a,
             self.mindpet_delta_lora_b,
-            self.mindpet_state_lora_a,
-            self.mindpet_state_lora_b,
+            self.mindpet_delta_lora_first_a,
+            self.mindpet_delta_lora_first_b,
         )
 
 
 def _frozen_twin(factor: Parameter, name: str) -> Parameter:
-    return Parameter(ops.zeros_like(factor), name=f"{STATE_MARK}{name}", requires_grad=False)
+    return Parameter(ops.zeros_like(factor), name=name, requires_grad=False)

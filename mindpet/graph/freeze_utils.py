@@ -32,6 +32,8 @@ _METHOD_OF_MODE = {
     "low_rank_adapter": "low_rank_adapter",
     "ptuning2": "ptuning2",
     "ia3": "ia3",
+    "vera": "vera",
+    "tokens": "tokens",
 }
 _MODES = (*_METHOD_OF_MODE, "bitfit")
 
@@ -98,8 +100,8 @@ def freeze_delta(model: nn.Cell, mode: str, include: list[str] | None = None, ex
 
     Args:
         model: The network.
-        mode: 'lora', 'prefix' (or 'prefixtuning'), 'adapter', 'low_rank_adapter', 'ptuning2', 'ia3' or 'bitfit', in any
-            case.
+        mode: 'lora', 'prefix' (or 'prefixtuning'), 'adapter', 'low_rank_adapter', 'ptuning2', 'ia3', 'vera', 'tokens'
+            or 'bitfit', in any case.
         include: Patterns of further parameters to freeze.
         exclude: Patterns of parameters to keep trainable, for example ['*head*'].
 

@@ -53,7 +53,7 @@ class Trial:
     build: Callable[[Any], nn.Cell]
     formula: Callable[[Sequence[Array], Mapping[str, Array]], tuple[Array, ...]]
     inputs: tuple[Array, ...]
-    trains: Callable[[str], bool] = lambda name: STATE_MARK not in name
+    trains: Callable[[str], bool] = lambda name: STATE_MARK not in name and "lora_first" not in name
     detached: Callable[[dict[str, Array]], dict[str, Array]] = lambda parameters: {}
 
 

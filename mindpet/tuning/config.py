@@ -5,9 +5,10 @@ Fields have PEFT's names where PEFT has them; the specification's and MindFormer
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 __all__ = [
     "AdapterConfig",
@@ -18,19 +19,27 @@ __all__ = [
     "PTuning2Config",
     "PeftConfig",
     "PrefixConfig",
+    "TrainableTokensConfig",
+    "VeraConfig",
 ]
 
 _Size = Annotated[int, Field(gt=0, strict=True)]
+_Whole = Annotated[int, Field(ge=0, strict=True)]
 _Rate = Annotated[float, Field(ge=0, lt=1, strict=True)]
 _Scale = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 _Name = Annotated[str, Field(min_length=1)]
 _Names = tuple[_Name, ...]
+_Switch = Annotated[bool, Field(strict=True)]
 _Targets = _Name | Annotated[_Names, Field(min_length=1)] | None
 
 
 def _named(default: Any, *names: str) -> Any:
     """Return a field that may also be given by other names; the first one is the field's own."""
     return Field(default=default, validation_alias=AliasChoices(*names))
+
+
+def _name_of_start(value: Any) -> Any:
+    return "default" if value is True else value
 
 
 class PeftConfig(BaseModel):
@@ -61,7 +70,8 @@ class PeftConfig(BaseModel):
 class LoraConfig(PeftConfig):
     """LoRA on chosen layers (arXiv:2106.09685): `W x` becomes `W x + lora_alpha / r * B A x`.
 
-    The branch is zero at first, so that the network's output does not change.
+    The branch is zero at first, so that the network's output does not change. That holds for its variants too: rsLoRA
+    (arXiv:2312.03732), DoRA (arXiv:2402.09353) and PiSSA (arXiv:2404.02948).
 
     Attributes:
         r: The rank, the number of rows of `A` and of columns of `B`; also `lora_rank`.
@@ -73,6 +83,12 @@ class LoraConfig(PeftConfig):
         bias: Which biases are trained as well: 'none', 'all' or 'lora_only', those of the adapted layers.
         lora_a_init: How `A` starts: the name of a MindSpore initializer. None for uniform numbers, as
             in LoRA's own code. For an embedding it is zero, and `B` normal, as in PEFT.
+        use_rslora: Whether the branch is scaled by `lora_alpha / sqrt(r)`, so that a large rank learns as fast as a
+            small one.
+        use_dora: Whether the length of each row of the weight is trained as well, and LoRA changes its direction
+            (dense layers only).
+        init_lora_weights: 'pissa' lets `A` and `B` start as the principal part of the weight and counts the change from
+            there (dense layers only); 'default', or True as in PEFT, is LoRA's own start.
         rank_pattern: Other ranks for some of the layers. A key is the end of a path or a regular expression for it.
         alpha_pattern: Other values of `lora_alpha`, likewise.
         modules_to_save: Cells that are trained and saved whole.
@@ -86,9 +102,23 @@ class LoraConfig(PeftConfig):
     target_modules: _Targets = None
     bias: Literal["none", "all", "lora_only"] = "none"
     lora_a_init: _Name | None = None
+    use_rslora: _Switch = False
+    use_dora: _Switch = False
+    init_lora_weights: Annotated[Literal["default", "pissa"], BeforeValidator(_name_of_start)] = "default"
     rank_pattern: dict[_Name, _Size] = {}
     alpha_pattern: dict[_Name, _Scale] = {}
     modules_to_save: _Names = ()
+
+    @model_validator(mode="after")
+    def _one_start(self) -> LoraConfig:
+        if self.init_lora_weights == "pissa" and (self.use_dora or self.lora_a_init is not None):
+            other = "use_dora" if self.use_dora else "lora_a_init"
+            raise ValueError(f"init_lora_weights is 'pissa' and {other} is set too; give one of them")
+        return self
+
+    def scale_numerator(self, rank: int, alpha: float) -> float:
+        """Return by what number, divided by the rank, a branch of this rank and `lora_alpha` is multiplied."""
+        return alpha * math.sqrt(rank) if self.use_rslora else alpha
 
 
 class AdapterConfig(PeftConfig):
@@ -212,3 +242,44 @@ class IA3Config(PeftConfig):
 
     target_modules: _Targets = None
     feedforward_modules: _Targets = None
+
+
+class VeraConfig(PeftConfig):
+    """VeRA on chosen dense layers (arXiv:2310.11454): `W x` becomes `W x + b * (B (d * (A x)))`.
+
+    `A` and `B` are random, frozen, and the same for all layers, which take as many of their columns and rows as they
+    need; the vectors `b` and `d` are trained. `b` is zero at first, so that the network's output does not change.
+
+    Attributes:
+        r: The rank, the number of rows of `A` and of columns of `B`.
+        vera_dropout: Probability with which an input element of the branch is dropped in training, in [0, 1).
+        d_initial: What the vectors `d` start as.
+        projection_prng_key: The seed of `A` and `B`, which gives the same numbers everywhere, in PEFT too.
+        target_modules: The dense layers to adapt; see `PeftConfig`. By default query and value of every attention.
+        modules_to_save: Cells that are trained and saved whole.
+    """
+
+    method: ClassVar[str] = "vera"
+
+    r: _Size = 256
+    vera_dropout: _Rate = 0.0
+    d_initial: Annotated[float, Field(allow_inf_nan=False, strict=True)] = 0.1
+    projection_prng_key: _Whole = 0
+    target_modules: _Targets = None
+
+
+class TrainableTokensConfig(PeftConfig):
+    """A few tokens of chosen embeddings are trained, the others stay as they are.
+
+    The trained rows start as the table's own, so that the network's output does not change.
+
+    Attributes:
+        token_indices: The tokens, each once.
+        target_modules: The embeddings; see `PeftConfig`. By default that of the words.
+        modules_to_save: Cells that are trained and saved whole.
+    """
+
+    method: ClassVar[str] = "tokens"
+
+    token_indices: tuple[_Whole, ...] = ()
+    target_modules: _Targets = None

@@ -35,6 +35,11 @@ class Network:
         return [path for path, cell in self.cells.items() if is_dense(cell)]
 
     @cached_property
+    def embedding_paths(self) -> list[str]:
+        """The paths of the embeddings."""
+        return [path for path, cell in self.cells.items() if isinstance(cell, nn.Embedding)]
+
+    @cached_property
     def lora_paths(self) -> list[str]:
         """The paths of the layers that LoRA adapts: dense layers, embeddings and convolutions."""
         return [path for path, cell in self.cells.items() if is_dense(cell) or isinstance(cell, _OTHERS)]

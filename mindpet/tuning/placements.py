@@ -22,6 +22,7 @@ class Placement:
         adapter: For adapters, low-rank ones too: the attention's output projection and the second feed-forward layer.
         ia3: For IA3: key, value and the feed-forward layers.
         feedforward: Those of them whose input IA3 scales.
+        words: The embedding of the words.
     """
 
     architecture: str
@@ -30,6 +31,7 @@ class Placement:
     adapter: tuple[str, ...]
     ia3: tuple[str, ...]
     feedforward: tuple[str, ...]
+    words: tuple[str, ...]
 
 
 _PLACEMENTS = (
@@ -40,6 +42,7 @@ _PLACEMENTS = (
         adapter=("output.dense",),  # the end of two paths in each layer, `attention.output.dense` is the other
         ia3=("attention.self.key", "attention.self.value", "output.dense"),
         feedforward=("output.dense",),  # both, as in PEFT
+        words=("embeddings.word_embeddings",),
     ),
 )
 

@@ -10,13 +10,17 @@ from mindspore import nn
 
 from mindpet.delta._state import hold_scale
 from mindpet.delta.adapter import AdapterDense
+from mindpet.delta.dora import DoRADense
 from mindpet.delta.ia3 import IA3Dense
 from mindpet.delta.lora import LoRADense
 from mindpet.delta.lora_conv2d import LoRAConv2d
 from mindpet.delta.lora_embedding import LoRAEmbedding
 from mindpet.delta.low_rank_adapter import LowRankAdapterDense
+from mindpet.delta.pissa import PiSSADense
 from mindpet.delta.prefix_layer import PrefixLayer
 from mindpet.delta.ptuning2 import PrefixEncoder
+from mindpet.delta.trainable_tokens import TrainableTokensEmbedding
+from mindpet.delta.vera import VeRADense, make_projection
 from mindpet.tuning.config import (
     AdapterConfig,
     BitFitConfig,
@@ -26,6 +30,8 @@ from mindpet.tuning.config import (
     PeftConfig,
     PrefixConfig,
     PTuning2Config,
+    TrainableTokensConfig,
+    VeraConfig,
 )
 from mindpet.tuning.layers import Network, view_layer
 from mindpet.tuning.placements import Placement, placement_of
@@ -42,10 +48,13 @@ __all__ = [
     "plan_low_rank_adapter",
     "plan_prefix",
     "plan_ptuning2",
+    "plan_tokens",
+    "plan_vera",
 ]
 
 _DENSE = "dense layer"
 _LORA = "dense layer, embedding or convolution"
+_EMBEDDING = "embedding"
 
 
 @dataclass
@@ -72,21 +81,66 @@ class Plan:
 def plan_lora(network: Network, config: LoraConfig, compute_dtype: Any) -> Plan:
     """Plan LoRA: each target becomes a layer with a branch of its own rank and scale."""
     plan = _start(network, config)
-    paths = _targets(plan, network, config.target_modules, lambda usual: usual.lora, network.lora_paths, _LORA)
+    dense = _dense_variant(config)
+    candidates = (network.lora_paths, _LORA) if dense is LoRADense else ()
+    paths = _targets(plan, network, config.target_modules, lambda usual: usual.lora, *candidates)
     ranks = _pattern(plan, "rank_pattern", config.rank_pattern, paths)
     alphas = _pattern(plan, "alpha_pattern", config.alpha_pattern, paths)
 
     def build(path: str, layer: nn.Cell, dtype: Any) -> nn.Cell:
-        rank, alpha = ranks.get(path, config.r), alphas.get(path, config.lora_alpha)
+        rank = ranks.get(path, config.r)
+        alpha = config.scale_numerator(rank, alphas.get(path, config.lora_alpha))
         if isinstance(layer, nn.Embedding):
             return LoRAEmbedding.from_embedding(layer, rank, alpha, compute_dtype=dtype)
         start = {} if config.lora_a_init is None else {"lora_a_init": config.lora_a_init}
-        make = LoRAConv2d.from_conv2d if isinstance(layer, nn.Conv2d) else LoRADense.from_dense
+        make = LoRAConv2d.from_conv2d if isinstance(layer, nn.Conv2d) else dense.from_dense
         return make(layer, rank, alpha, config.lora_dropout, compute_dtype=dtype, **start)
 
     _replace(plan, network, paths, compute_dtype, build)
     if config.bias != "none":
         plan.trained += _biases(network, paths if config.bias == "lora_only" else None)
+    return plan
+
+
+def _dense_variant(config: LoraConfig) -> type[LoRADense]:
+    """Return what a dense layer becomes; only plain LoRA adapts embeddings and convolutions too."""
+    if config.use_dora:
+        return DoRADense
+    return PiSSADense if config.init_lora_weights == "pissa" else LoRADense
+
+
+def plan_vera(network: Network, config: VeraConfig, compute_dtype: Any) -> Plan:
+    """Plan VeRA: each target gets two vectors, and all share one random pair, large enough for the largest."""
+    plan = _start(network, config)
+    paths = _targets(plan, network, config.target_modules, lambda usual: usual.lora)
+    weights = [view_layer(path, network.cells[path]).layer for path in paths]
+    inputs, outputs = (max(getattr(one, name) for one in weights) for name in ("in_channels", "out_channels"))
+    projection = make_projection(inputs, outputs, config.r, config.projection_prng_key)
+    _replace(
+        plan,
+        network,
+        paths,
+        compute_dtype,
+        lambda path, dense, dtype: VeRADense.from_dense(
+            dense, config.r, config.vera_dropout, config.d_initial, projection, compute_dtype=dtype
+        ),
+    )
+    return plan
+
+
+def plan_tokens(network: Network, config: TrainableTokensConfig, compute_dtype: Any) -> Plan:
+    """Plan trainable tokens: each target becomes an embedding of which the tokens' rows are trained."""
+    plan = _start(network, config)
+    paths = _targets(
+        plan, network, config.target_modules, lambda usual: usual.words, network.embedding_paths, _EMBEDDING
+    )
+    _replace(
+        plan,
+        network,
+        paths,
+        compute_dtype,
+        lambda path, embedding, dtype: TrainableTokensEmbedding.from_embedding(embedding, config.token_indices),
+    )
     return plan
 
 

@@ -39,6 +39,8 @@ METHODS: dict[str, Method] = {
         Method("prefixtuning", config.PrefixConfig, False, plans.plan_prefix),
         Method("ptuning2", config.PTuning2Config, False, plans.plan_ptuning2),
         Method("ia3", config.IA3Config, True, plans.plan_ia3),
+        Method("vera", config.VeraConfig, True, plans.plan_vera),
+        Method("tokens", config.TrainableTokensConfig, True, plans.plan_tokens),
         Method("bitfit", config.BitFitConfig, False, plans.plan_bitfit),
     )
 }

@@ -77,7 +77,7 @@ def test_the_first_product_is_not_dropped(mode):
     layer = randomise(PiSSADense(INPUTS, OUTPUTS, 2, 3, 0.5, **WIDE)).set_train()
     mask = same_mask(layer.lora_dropout, (4, INPUTS))
     x, values = random_input((4, INPUTS)).astype(np.float64), values_of(layer)
-    first = x @ values["mindpet_state_lora_a"].T @ values["mindpet_state_lora_b"].T
+    first = x @ values["mindpet_delta_lora_first_a"].T @ values["mindpet_delta_lora_first_b"].T
     now = (x * mask) @ values["mindpet_delta_lora_a"].T @ values["mindpet_delta_lora_b"].T
     expected = _reference.dense(x, values) + 1.5 * (now - first)
     np.testing.assert_allclose(layer(Tensor(x.astype(np.float32))).asnumpy(), expected, rtol=1e-5, atol=1e-5)
