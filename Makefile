@@ -5,8 +5,9 @@ BIN = $(VENV)/bin
 
 .PHONY: demo test test-slow test-planner lint format docs bench clean
 
+# METHOD=bitfit, or another one of `mindpet demo --help`, is tuned instead of LoRA.
 demo: $(VENV)/.package
-	$(BIN)/mindpet demo --overwrite
+	$(BIN)/mindpet demo --overwrite $(if $(METHOD),--method $(METHOD))
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile

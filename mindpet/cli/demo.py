@@ -14,10 +14,10 @@ __all__ = ["command"]
 _EXAMPLES = 3
 
 
-@with_options(FinetuneSettings, leave_out=("model", "data"))
+@with_options(FinetuneSettings, leave_out=("model", "data"), panels=finetune.METHOD_PANELS)
 def command(**flags: Any) -> None:
     """Fine-tune all-MiniLM-L6-v2 on BBC News headlines, as `make demo` does.
 
-    Example: mindpet demo --overwrite
+    Example: mindpet demo --method adapter --overwrite
     """
     finetune.run(load_settings(None, {"out": Path("runs/demo"), **flags}), _EXAMPLES)

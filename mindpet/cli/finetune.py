@@ -11,20 +11,28 @@ import typer
 from mindpet.cli._options import with_options
 from mindpet.train.cluster import devices_to_launch
 from mindpet.train.launch import follow_the_launcher, launch
+from mindpet.train.methods import OPTIONS
 from mindpet.train.settings import FinetuneSettings, load_settings
 
-__all__ = ["command", "run"]
+__all__ = ["METHOD_PANELS", "command", "run"]
+
+METHOD_PANELS = dict.fromkeys(OPTIONS, "Options of the methods")
 
 
-@with_options(FinetuneSettings)
+@with_options(FinetuneSettings, panels=METHOD_PANELS)
 def command(
-    config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags override it.")] = None, **flags: Any
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags override it.")] = None,
+    mindformers_yaml: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of MindFormers; its pet_config gives the method and its options."),
+    ] = None,
+    **flags: Any,
 ) -> None:
     """Fine-tune a text classifier and write a run folder.
 
     Example: mindpet finetune --data news.jsonl --out runs/news --epochs 3
     """
-    run(load_settings(config, flags), examples=0)
+    run(load_settings(config, flags, mindformers_yaml), examples=0)
 
 
 def run(settings: FinetuneSettings, examples: int) -> None:
@@ -49,5 +57,10 @@ def run(settings: FinetuneSettings, examples: int) -> None:
         result.print(table)
     if examples:
         result.print(example_table(outcome, examples))
-    for what, path in (("plot", outcome.folder.plot), ("checkpoint", outcome.checkpoint)):
-        result.print(f"{what}: {path}", soft_wrap=True)
+    for what, path in (
+        ("plot", outcome.folder.plot),
+        ("checkpoint", outcome.checkpoint),
+        ("adapter", outcome.adapter),
+    ):
+        if path is not None:
+            result.print(f"{what}: {path}", soft_wrap=True)

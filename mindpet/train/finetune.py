@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +28,14 @@ from mindpet.train.resume import SavedRun, put_back, write_run
 from mindpet.train.run_folder import CHECKPOINTS_KEPT, RunFolder
 from mindpet.train.settings import FinetuneSettings, settings_of_the_run
 from mindpet.train.step import TrainStep
+from mindpet.tuning.exchange.save import save_adapter
+from mindpet.tuning.state import state_of
 from mindpet.utils.exceptions import DivergedError
 
 __all__ = ["Outcome", "finetune"]
+
+_EMBEDDED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+_IN_THE_CARD = ("accuracy", "valid_accuracy", "baseline_accuracy", "probe_accuracy", "seed", "epochs", "train_seconds")
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ class Outcome:
         finished: False when Ctrl-C or SIGTERM ended it early.
         folder: The run folder.
         checkpoint: The newest checkpoint of the trained parameters, or None when there is none yet.
+        adapter: The folder of the adapter; None when the run did not finish, or trained everything.
         metrics: What `metrics.json` holds; empty when the run did not finish.
         data: The texts and their labels.
         predicted: The label given to each test text.
@@ -48,6 +56,7 @@ class Outcome:
     finished: bool
     folder: RunFolder
     checkpoint: str | None
+    adapter: Path | None
     metrics: dict[str, Any]
     data: ClassificationData
     predicted: np.ndarray
@@ -118,13 +127,14 @@ def _run(job: Job) -> Outcome:
     else:
         finished = _train(job, step, Follower(lambda: _accuracy(job)))
     if not finished:
-        return Outcome(False, folder, folder.newest_checkpoint(), {}, job.data, np.empty(0, int), ranks)
+        return Outcome(False, folder, folder.newest_checkpoint(), None, {}, job.data, np.empty(0, int), ranks)
     predicted = predict(job.network, job.encoded.test, ranks)
-    metrics = {}
+    metrics, adapter = {}, None
     if journal is not None:
         metrics = _metrics(job, counts, optimizer, journal, predicted)
+        adapter = _save_adapter(job, metrics)
         folder.write_metrics(metrics)
-    return Outcome(True, folder, folder.newest_checkpoint(), metrics, job.data, predicted, ranks)
+    return Outcome(True, folder, folder.newest_checkpoint(), adapter, metrics, job.data, predicted, ranks)
 
 
 def _train_and_write(job: Job, step: TrainStep) -> tuple[bool, Journal]:
@@ -225,6 +235,16 @@ def _metrics(
         **journal.timings(),
         "padding_share": job.encoded.train.padding_share,
     }
+
+
+def _save_adapter(job: Job, metrics: Mapping[str, Any]) -> Path | None:
+    """Save what was trained with its probe and model card, and return the folder; None after full fine-tuning."""
+    if state_of(job.network) is None:
+        return None
+    named = {name: value for name, value in metrics.items() if name in _IN_THE_CARD}
+    base = _EMBEDDED_MODEL if job.settings.model is None else job.settings.model.resolve().name
+    save_adapter(job.network, job.folder.adapter, base=base, data=job.data.name, metrics=named, overwrite=True)
+    return job.folder.adapter
 
 
 def _accuracy(job: Job) -> float:

@@ -14,23 +14,22 @@ from mindpet.data.batches import Batches, length_buckets
 from mindpet.data.dataset import ClassificationData, load_data
 from mindpet.data.embedded import minilm_folder
 from mindpet.data.tokenizer import Tokenizer, load_tokenizer
-from mindpet.graph import freeze_delta
 from mindpet.models.bert import BertForSequenceClassification
 from mindpet.train.baselines import probe_accuracy, tfidf_accuracy
 from mindpet.train.evaluate import run_batches
+from mindpet.train.methods import HEAD
 from mindpet.train.progress import announce
 from mindpet.train.ranks import Ranks, join_ranks
 from mindpet.train.resume import Origin, SavedRun, fingerprint_data, fingerprint_parameters, read_run
 from mindpet.train.run_folder import RunFolder
 from mindpet.train.settings import FinetuneSettings
 from mindpet.tuning.attach import get_peft_model
-from mindpet.tuning.config import LoraConfig
 from mindpet.utils.environment import choose_device
 from mindpet.utils.exceptions import InputError
+from mindpet.utils.names import STATE_MARK
 
 __all__ = ["Job", "is_head", "prepare"]
 
-_HEAD = "classifier"
 _DTYPES = {"float32": mstype.float32, "float16": mstype.float16, "bfloat16": mstype.bfloat16}
 
 
@@ -131,7 +130,7 @@ def _origin(
 
 def is_head(name: str) -> bool:
     """Tell whether a parameter of this name belongs to the classification head."""
-    return name.startswith(f"{_HEAD}.")
+    return name.startswith(f"{HEAD}.")
 
 
 def _choose_device(settings: FinetuneSettings) -> None:
@@ -197,17 +196,10 @@ def _baselines(
 def _attach(network: BertForSequenceClassification, settings: FinetuneSettings) -> None:
     """Make the parameters of the method and the head trainable, and store the frozen ones in the run's dtype."""
     dtype = _DTYPES[settings.dtype]
-    if settings.method == "lora":
-        config = LoraConfig(
-            r=settings.r,
-            lora_alpha=settings.lora_alpha,
-            lora_dropout=settings.lora_dropout,
-            target_modules=settings.target_modules,
-            modules_to_save=(_HEAD,),
-        )
+    config = settings.peft_config()
+    if config is not None:
         get_peft_model(network, config, compute_dtype=dtype)
-    elif settings.method == "bitfit":
-        freeze_delta(network, "bitfit", exclude=[f"{_HEAD}.*"])
     for parameter in network.get_parameters():
-        if not parameter.requires_grad and parameter.dtype == mstype.float32:
+        frozen = not parameter.requires_grad and STATE_MARK not in parameter.name
+        if frozen and parameter.dtype == mstype.float32:
             parameter.set_dtype(dtype)

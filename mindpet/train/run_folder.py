@@ -1,4 +1,4 @@
-"""The folder that a run writes: settings, labels, a log, a plot, checkpoints, a state to resume from, and metrics.
+"""The folder that a run writes: settings, labels, log, plot, checkpoints, a state to resume from, adapter and metrics.
 
 `settings.yaml` is written first and never removed, so that at any moment the folder is known to be a run's.
 """
@@ -50,13 +50,14 @@ class RunFolder:
         self.path = Path(os.path.realpath(path))
         self.settings = self.path / SETTINGS_FILE
         self.checkpoints = self.path / "checkpoints"
+        self.adapter = self.path / "adapter"
         self.state = self.path / "resume.safetensors"
         self.plot = self.path / "loss.png"
         self.metrics = self.path / "metrics.json"
         self._log = self.path / "log.jsonl"
         self._labels = self.path / "labels.json"
         files = (self.settings, self.state, self.plot, self.metrics, self._log, self._labels)
-        self._written = {*files, self.checkpoints}
+        self._written = {*files, self.checkpoints, self.adapter}
         if overwrite and resume:
             raise InputError("overwrite and resume: both were given; resume goes on with the run, overwrite removes it")
         try:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from mindpet.storage.reader import read_yaml
+from mindpet.train.methods import (
+    METHOD_NAMES,
+    OPTIONS,
+    canonical_method,
+    config_of,
+    defaults_of,
+    option_fields,
+    read_mindformers_method,
+    require_method,
+)
+from mindpet.tuning.config import PeftConfig
 from mindpet.utils.exceptions import InputError
 from mindpet.utils.nearest import nearest_names
 
@@ -20,10 +31,19 @@ _PLACES = {"model", "data", "out"}  # where things lie: they may have moved when
 _ORDERS = {"overwrite", "resume"}  # what is to become of an earlier run: no part of the run itself
 
 
-class FinetuneSettings(BaseModel):
-    """Everything that decides how a run goes; the command line's options are made from these fields."""
-
+class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+_MethodOptions: Any = create_model("_MethodOptions", __base__=_Settings, **option_fields())
+
+
+class FinetuneSettings(_MethodOptions):
+    """Everything that decides how a run goes; the command line's options are made from these fields.
+
+    The options of the methods (`mindpet.train.methods.OPTIONS`) are fields too. Those of the chosen method, and the
+    learning rate, have the method's defaults where nothing is set; those of the others are None.
+    """
 
     model: Path | None = Field(None, description="Hugging Face folder of a BERT; all-MiniLM-L6-v2 if not given.")
     data: Path | None = Field(
@@ -35,17 +55,17 @@ class FinetuneSettings(BaseModel):
     save_steps: int | None = Field(
         None, gt=0, description="Steps after which a state to resume from is saved, besides each epoch's end."
     )
-    method: Literal["lora", "bitfit", "full"] = Field("lora", description="What is trained besides the new head.")
-    r: int = Field(8, gt=0, description="Rank of LoRA.")
-    lora_alpha: float = Field(16, gt=0, description="LoRA's branch is scaled by lora_alpha / r.")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before LoRA's branch.")
-    target_modules: tuple[str, ...] = Field(("query", "value"), min_length=1, description="Layers that LoRA adapts.")
+    method: Annotated[str, AfterValidator(require_method)] = Field(
+        "lora", description=f"What is trained besides the new head: {', '.join(METHOD_NAMES)}."
+    )
     pooling: Literal["mean", "cls", "pooler"] = Field("mean", description="What the classification head sees.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout inside the network, in place of its own figures.")
     max_length: int = Field(128, ge=3, description="Longest text in tokens; what is longer is cut.")
     batch_size: int = Field(32, gt=0, description="Texts in a step.")
     epochs: int = Field(4, gt=0, description="Passes over the training texts.")
-    learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate.")
+    learning_rate: float = Field(  # type: ignore[assignment]  # never None, as `_complete` sees to it
+        None, gt=0, description="Peak learning rate; the method's own if not given."
+    )
     head_learning_rate: float = Field(5e-3, gt=0, description="Peak learning rate of the head.")
     weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamWeightDecay.")
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the learning rate rises.")
@@ -55,40 +75,94 @@ class FinetuneSettings(BaseModel):
     devices: int = Field(1, gt=0, description="Processes that share each batch, each on a device of its own.")
     baselines: bool = Field(True, description="Compare with TF-IDF and with the frozen encoder.")
 
+    @model_validator(mode="after")
+    def _complete(self) -> FinetuneSettings:
+        """Refuse options of other methods, and fill in what the method decides."""
+        for name, option in OPTIONS.items():
+            if getattr(self, name) is not None and self.method not in option.defaults:
+                owners = " or ".join(option.defaults)
+                raise ValueError(
+                    f"{name}: an option of {owners}, but the method is {self.method}; leave it out, or choose {owners}"
+                )
+        for name, value in defaults_of(self.method).items():
+            if getattr(self, name) is None:
+                self.__dict__[name] = value  # not by assignment, as nobody has set it
+        return self
+
     def of_the_run(self) -> dict[str, Any]:
         """Return what `settings.yaml` holds: all settings but `overwrite` and `resume`, as plain values."""
-        return self.model_dump(mode="json", exclude=_ORDERS)
+        return self.model_dump(mode="json", exclude=_ORDERS | self._of_other_methods())
 
     def that_decide(self) -> dict[str, Any]:
         """Return the settings, as plain values, that must stay the same for the run to stay the same."""
-        return self.model_dump(mode="json", exclude=_ORDERS | _PLACES)
+        return self.model_dump(mode="json", exclude=_ORDERS | _PLACES | self._of_other_methods())
+
+    def peft_config(self) -> PeftConfig | None:
+        """Return what to attach to the network, with the head trained as well; None for full fine-tuning.
+
+        Raises:
+            InputError: The options do not fit together.
+        """
+        own = OPTIONS.keys() - self._of_other_methods()
+        try:
+            return config_of(self.method, {name: getattr(self, name) for name in own})
+        except ValidationError as error:
+            raise InputError(_explain(error.errors()[0])) from error
+
+    def _of_other_methods(self) -> set[str]:
+        return {name for name, option in OPTIONS.items() if self.method not in option.defaults}
 
 
-def load_settings(config: Path | None, flags: Mapping[str, Any]) -> FinetuneSettings:
-    """Merge the defaults, the YAML file `config` and `flags` in rising precedence.
+def load_settings(
+    config: Path | None, flags: Mapping[str, Any], mindformers_yaml: Path | None = None
+) -> FinetuneSettings:
+    """Merge the defaults, the method of `mindformers_yaml`, the YAML file `config` and `flags` in rising precedence.
 
     Args:
         config: A YAML file that holds a mapping of field names, or None.
         flags: The fields that were given on the command line.
+        mindformers_yaml: A YAML file of MindFormers with a block `pet_config`, which gives the method and its options.
 
     Raises:
-        InputError: The file cannot be read, a key is unknown (the nearest is named), a value does not fit, or the
+        InputError: A file cannot be read, a key is unknown (the nearest is named), a value does not fit, an option
+            belongs to another method or contradicts another option, the files and flags name two methods, or the
             devices cannot share a batch equally.
     """
-    from_file = {} if config is None else read_yaml(config)
-    if from_file is None:
-        from_file = {}
-    if not isinstance(from_file, Mapping):
-        raise InputError(f"{config}: expected a mapping of settings, found {type(from_file).__name__}")
+    from_file = _read_config(config)
+    given = {**from_file, **flags}
+    if mindformers_yaml is not None:
+        attached = read_mindformers_method(mindformers_yaml)
+        _require_one_method(given, attached["method"], mindformers_yaml)
+        given = {**attached, **given}
     try:
-        settings = FinetuneSettings(**{**{str(key): value for key, value in from_file.items()}, **flags})
+        settings = FinetuneSettings(**given)
     except ValidationError as error:
         detail = error.errors()[0]
-        field = str(detail["loc"][0])
+        field = str(detail["loc"][0]) if detail["loc"] else ""
         place = f"{config}: " if config is not None and field in from_file and field not in flags else ""
-        raise InputError(f"{place}{_explain(field, detail)}") from error
+        raise InputError(f"{place}{_explain(detail)}") from error
+    settings.peft_config()
     require_equal_shares(settings)
     return settings
+
+
+def _read_config(config: Path | None) -> dict[str, Any]:
+    """Return the settings in a YAML file by name."""
+    content = {} if config is None else read_yaml(config)
+    if content is None:
+        content = {}
+    if not isinstance(content, Mapping):
+        raise InputError(f"{config}: expected a mapping of settings, found {type(content).__name__}")
+    return {str(key): value for key, value in content.items()}
+
+
+def _require_one_method(given: Mapping[str, Any], method: str, mindformers_yaml: Path) -> None:
+    """Refuse a method beside another one from a file of MindFormers."""
+    named = given.get("method", method)
+    if canonical_method(str(named)) != method:
+        raise InputError(
+            f"method: {named} was given, but {mindformers_yaml} has a pet_config for {method}; leave one of them out"
+        )
 
 
 def require_equal_shares(settings: FinetuneSettings) -> None:
@@ -127,11 +201,16 @@ def settings_of_the_run(given: FinetuneSettings, file: Path) -> FinetuneSettings
     return stored.model_copy(update=kept)
 
 
-def _explain(field: str, detail: Mapping[str, Any]) -> str:
-    """Say in one sentence what pydantic found wrong with `field`."""
+def _explain(detail: Mapping[str, Any]) -> str:
+    """Say in one sentence what pydantic found wrong."""
+    message = detail["msg"][0].lower() + detail["msg"][1:]
+    if detail["type"] == "value_error":
+        message = str(detail["ctx"]["error"])
+    if not detail["loc"]:
+        return message
+    field = str(detail["loc"][0])
     if detail["type"] == "extra_forbidden":
         nearest = nearest_names(field, FinetuneSettings.model_fields)
         hint = f"did you mean {' or '.join(nearest)}?" if nearest else "see `mindpet finetune --help` for the settings"
         return f"{field}: no such setting; {hint}"
-    message = detail["msg"][0].lower() + detail["msg"][1:]
     return f"{field}: {message}, found {detail['input']!r}"

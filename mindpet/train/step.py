@@ -12,6 +12,7 @@ from mindpet import kernels
 from mindpet.data.batches import Batch
 from mindpet.train.ranks import ALONE, Ranks
 from mindpet.utils.dropout import Dropout
+from mindpet.utils.names import STATE_MARK
 
 __all__ = ["StepOutcome", "TrainStep"]
 
@@ -94,7 +95,7 @@ class TrainStep:
         self._network = network
         self._optimizer = optimizer
         self._ranks = ranks
-        self._count = Parameter(Tensor(0, mstype.int32), name="step", requires_grad=False)
+        self._count = Parameter(Tensor(0, mstype.int32), name=f"{STATE_MARK}step", requires_grad=False)
         self._prepare_dropouts(seed)
 
     def _prepare_dropouts(self, seed: int) -> None:

@@ -22,7 +22,7 @@ def test_a_flag_beats_the_file_and_the_file_beats_the_default(tmp_path):
         ("r: 0", {}, r"run\.yaml: r: .* greater than 0, found 0"),
         ("r: 4", {"epochs": -1}, r"^epochs: .* greater than 0, found -1"),
         ("learning_rate: .nan", {}, "learning_rate: .*finite"),
-        ("method: lorax", {}, "method: .*'lora'.*found 'lorax'"),
+        ("method: lorax", {}, r"run\.yaml: method: no such method; did you mean lora.*found 'lorax'"),
         ("- 1", {}, r"run\.yaml: expected a mapping of settings, found list"),
         ("warmup_ratio: 1.0", {}, "warmup_ratio: .*less than 1"),
         ("seed: 1.5", {}, "seed: .*integer.*found 1.5"),
