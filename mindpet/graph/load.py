@@ -18,6 +18,7 @@ __all__ = [
     "UnverifiedCheckpointWarning",
     "check_fit",
     "check_network",
+    "is_state",
     "list_paths",
     "load_trainable",
     "newest_whole",
@@ -135,7 +136,7 @@ def _read_values(net: nn.Cell, paths: list[Path], dec_key: bytes | None, dec_mod
         held = {canonical_name(name) for name in content}
         for written, tensor in content.items():
             name = canonical_name(written)
-            if name not in own and _is_state(name, held):
+            if name not in own and is_state(name, held):
                 continue
             if name in values:
                 raise InputError(f"{path} gives {written}, which was given before; name each parameter's file once.")
@@ -143,7 +144,7 @@ def _read_values(net: nn.Cell, paths: list[Path], dec_key: bytes | None, dec_mod
     return values
 
 
-def _is_state(name: str, held: Container[str]) -> bool:
+def is_state(name: str, held: Container[str]) -> bool:
     """Tell whether an entry is the state of a training step, or of a parameter that the same file holds."""
     return _STATES_OF_A_STEP.fullmatch(name) is not None or any(
         name[: separator.start()] in _STATES_OF_A_PARAMETER and name[separator.end() :] in held

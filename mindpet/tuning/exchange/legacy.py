@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mindspore import Tensor
 from pydantic import ValidationError
 
 from mindpet.graph.checksums import read_checkpoint
-from mindpet.graph.layouts import is_state_of
+from mindpet.graph.load import is_state
 from mindpet.graph.parameters import canonical_name
 from mindpet.storage.reader import read_json, read_tensor_file, read_text
 from mindpet.tuning.config import LoraConfig
@@ -38,8 +37,8 @@ def read_ckpt(path: Path) -> Adapter:
         InputError: It cannot be read, differs from its checksums, or gives a parameter under two names.
     """
     found = read_checkpoint(path)
-    names = set(found)
-    kept = {name: read(tensor) for name, tensor in found.items() if not _is_of_optimizer(name, tensor, names)}
+    held = {canonical_name(name) for name in found}
+    kept = {name: read(tensor) for name, tensor in found.items() if not is_state(canonical_name(name), held)}
     return Adapter(path, None, _rename(path, kept))
 
 
@@ -68,11 +67,6 @@ def read_mindformers(folder: Path) -> Adapter:
     if not targets:
         raise InputError(f"{home} holds no LoRA of dense layers; MindFormers' adapters of experts cannot be loaded.")
     return Adapter(home, (_make_config(manifest, settings, targets),), renamed)
-
-
-def _is_of_optimizer(name: str, tensor: Tensor, names: set[str]) -> bool:
-    """Tell whether an entry is a parameter's moment, or a number of the training step such as `global_step`."""
-    return is_state_of(name, names) or (tensor.size == 1 and "." not in name)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -99,6 +99,10 @@ def test_plain_tensors_load_too(tmp_path, source):
 BAD_CHECKPOINTS = {
     "one is missing": (lambda tensors: tensors.pop("head.bias"), "head.bias is missing"),
     "one too many": (lambda tensors: tensors.update({"third.bias": tensors["head.bias"]}), "third.bias is unknown"),
+    "a copy of one": (
+        lambda tensors: tensors.update({"copy.head.bias": tensors["head.bias"]}),
+        "copy.head.bias is unknown",
+    ),
     "two names for one": (
         lambda tensors: tensors.update({"first.tk_delta_lora_a": tensors["first.mindpet_delta_lora_a"]}),
         "gives first.mindpet_delta_lora_a under two names",
