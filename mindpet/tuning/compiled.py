@@ -2,8 +2,10 @@
 
 A graph is compiled once. A cell, a Python attribute or a flag that changes afterwards is ignored, in the cell itself
 and in everything around it: a training step, a Model, a function under `ms.jit` that finds the network in its closure,
-among its globals or behind some object. Who holds such a graph cannot be found out with certainty, and a graph that
-goes on giving the old result is worse than one that is compiled again: so a change forgets every graph of the process.
+among its globals or behind some object. From MindSpore 2.8 on such a function takes even the values of the parameters
+that it finds as constants, so that a change of values is ignored there too. Who holds such a graph cannot be found out
+with certainty, and a graph that goes on giving the old result is worse than one that is compiled again: so a change
+forgets every graph of the process.
 `mindspore.ms_memory_recycle` does that (public, in MindSpore 2.7 to 2.10; 20 ms for ten graphs; tensors stay).
 
 What this does not reach is refused before anything is changed: functions that `ms.jit(capture_mode='bytecode')` has
@@ -24,7 +26,7 @@ from mindspore.experimental import optim
 
 from mindpet.utils.exceptions import CompiledNetworkError
 
-__all__ = ["forget_compiled", "refuse_stale"]
+__all__ = ["forget_compiled", "refuse_captured", "refuse_stale"]
 
 _OPTIMIZERS = (nn.Optimizer, optim.Optimizer)
 _SEARCHED = 10_000  # objects that may hold another one; what has more holders counts as reachable
@@ -36,7 +38,24 @@ def refuse_stale(network: nn.Cell) -> None:
     Raises:
         CompiledNetworkError: An optimizer holds parameters of the network, or a function captured as bytecode lives.
     """
-    own = {id(parameter) for parameter in network.get_parameters()}
+    _refuse_obstacles({id(parameter) for parameter in network.get_parameters()})
+
+
+def refuse_captured() -> None:
+    """Refuse to write values while a function lives that would go on with the old ones; optimizers do not.
+
+    Raises:
+        CompiledNetworkError: A function captured as bytecode lives.
+    """
+    _refuse_obstacles(set())
+
+
+def forget_compiled() -> None:
+    """Let everything that is compiled be compiled anew at its next call."""
+    mindspore.ms_memory_recycle()
+
+
+def _refuse_obstacles(own: set[int]) -> None:
     if next(_find_obstacles(own), None) is None:
         return
     gc.collect()  # what is dead but not yet freed is no obstacle
@@ -45,16 +64,11 @@ def refuse_stale(network: nn.Cell) -> None:
             raise CompiledNetworkError(reason)
 
 
-def forget_compiled() -> None:
-    """Let everything that is compiled be compiled anew at its next call."""
-    mindspore.ms_memory_recycle()
-
-
 def _find_obstacles(own: set[int]) -> Iterator[tuple[Any, str]]:
     """Yield each optimizer of parameters with these ids, and each function kept as bytecode, with what to say."""
     for item in gc.get_objects():
         kind = type(item)  # isinstance would wake up lazy proxies
-        if issubclass(kind, _OPTIMIZERS) and any(id(parameter) in own for parameter in item.parameters):
+        if own and issubclass(kind, _OPTIMIZERS) and any(id(parameter) in own for parameter in item.parameters):
             yield (
                 item,
                 f"a living optimizer ({kind.__name__}) holds parameters of the network and would go on training these;"
@@ -93,4 +107,4 @@ def _can_be_reached(item: object) -> bool:
 
 
 def _captures_bytecode(function: types.FunctionType) -> bool:
-    return "__wrapped_by_jit__" in vars(function) and "pijit" in function.__code__.co_filename
+    return "pijit" in function.__code__.co_filename and "__wrapped_by_jit__" in vars(function)

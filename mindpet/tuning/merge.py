@@ -14,7 +14,7 @@ from mindspore import Parameter, Tensor, nn
 
 from mindpet.tuning.attach import detach
 from mindpet.tuning.base_weights import BaseWeight, find_in_folder
-from mindpet.tuning.compiled import forget_compiled, refuse_stale
+from mindpet.tuning.compiled import forget_compiled, refuse_captured, refuse_stale
 from mindpet.tuning.merge_report import MergedCell, MergeReport, compare, passing_dtypes, tolerance_for
 from mindpet.tuning.registry import METHODS
 from mindpet.tuning.rounding import round_to
@@ -83,11 +83,13 @@ def merge(network: nn.Cell, tolerance: float | None = None, keep_base: bool = Tr
     Raises:
         InputError: Nothing is attached, it is merged already, a method is not linear, a weight is used elsewhere too,
             an adapter holds NaN, or the difference is above the tolerance (the message says which dtype would pass).
+        CompiledNetworkError: A function captured as bytecode lives that would not notice the change.
         TypeError: `tolerance` is no number or `keep_base` no bool.
     """
     _check_arguments(tolerance, keep_base)
     state = require_state(network)
     _refuse_unmergeable(state)
+    refuse_captured()
     holders = _find_holders(network)
     planned = [_plan(replacement, holders) for replacement in state.replacements]
     _refuse_above(planned, tolerance)
@@ -102,7 +104,7 @@ def merge(network: nn.Cell, tolerance: float | None = None, keep_base: bool = Tr
     for one in switched:
         one.cell.merged = True
     state.merged = Merged(weights, switched)
-    forget_compiled()  # a training step must notice that it may not train, and MindSpore 2.10's jit that values changed
+    forget_compiled()
     kept = sum(weight.values.nbytes for weight in weights if weight.values is not None)
     return MergeReport(tuple(plan.report for plan in planned), kept)
 
@@ -122,10 +124,12 @@ def unmerge(network: nn.Cell, base: str | Path | None = None) -> None:
     Raises:
         InputError: Nothing is attached or merged, a weight was not kept and no folder is given, or the folder does not
             hold it.
+        CompiledNetworkError: A function captured as bytecode lives that would not notice the change.
     """
     state = require_state(network)
     if state.merged is None:
         raise InputError("the adapter is not merged, so there is nothing to take out; call mindpet.merge first")
+    refuse_captured()
     merged: Merged = state.merged
     missing = [weight for weight in merged.weights if weight.values is None]
     if missing and base is None:
