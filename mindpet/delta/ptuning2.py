@@ -103,7 +103,8 @@ class PrefixEncoder(nn.Cell):
     def layer_prefix(self, layer: int, batch_size: int, dtype: Any = mstype.float16) -> Tensor:
         """Return what `construct` returns for one layer, and compute no more than that.
 
-        In a network whose attentions each ask for their own prefix, nothing has to be handed from layer to layer.
+        In a network whose attentions each ask for their own prefix, nothing has to be handed from layer to layer. With
+        `prefix_projection` the first dense layer is computed at each call, and its gradient too.
 
         Args:
             layer: the number of the layer, from 0.
