@@ -529,3 +529,20 @@ def test_all_linear_leaves_out_embeddings_convolutions_and_what_is_saved():
     assert [item.path for item in require_state(network).replacements] == ["head"]
     with pytest.raises(InputError, match="'all-linear' matches no dense layer outside modules_to_save"):
         get_peft_model(_Mixed(), LoraConfig(target_modules="all-linear", modules_to_save=["head"]))
+
+
+@pytest.mark.parametrize("method", ["lora", "adapter", "ia3"])
+def test_the_start_is_exact_in_float16_too(method, mode):
+    network = small_bert(compute_dtype=mstype.float16)
+    before = network(*batch()).asnumpy()
+    get_peft_model(network, config_of(method), compute_dtype=mstype.float16)
+    np.testing.assert_array_equal(network(*batch()).asnumpy(), before)
+
+
+@EVERY_METHOD
+def test_a_method_is_a_mode_of_freezing(method):
+    network = get_peft_model(small_bert(), config_of(method, modules_to_save=["classifier"]))
+    head = {"classifier.weight", "classifier.bias"}
+    trained = {item.name for item in network.trainable_params()} - head
+    freeze_delta(network, method, exclude=["classifier.*"])
+    assert {item.name for item in network.trainable_params()} == trained | head
