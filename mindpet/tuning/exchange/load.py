@@ -14,6 +14,7 @@ from mindspore import Parameter, nn
 from mindpet.graph.load import check_network
 from mindpet.graph.parameters import canonical_name
 from mindpet.tuning.attach import detach, get_peft_model
+from mindpet.tuning.compiled import forget_compiled, refuse_captured
 from mindpet.tuning.config import PeftConfig
 from mindpet.tuning.exchange.adapter import Adapter, check_tensors, list_some
 from mindpet.tuning.exchange.probe import Outcome, has_effect, repeat_probes
@@ -84,8 +85,8 @@ def load_adapter(
     """Load an adapter into a network, all of it or nothing, and check that it gives the outputs that it gave.
 
     A plain network gets the methods attached that the adapter's configuration names. One to which an equal
-    configuration is attached already only gets new values, which compiled graphs see at once; dropout rates and how
-    parameters start may differ.
+    configuration is attached already only gets new values; dropout rates and how parameters start may differ. Whatever
+    was compiled is compiled anew at its next call and gives the new results.
 
     Args:
         net: The network, with the base model's values in it.
@@ -109,6 +110,7 @@ def load_adapter(
     state = state_of(net)
     if state is not None:
         _check_attached(state, adapter)
+        refuse_captured()
     elif adapter.configs is None:
         raise InputError(
             f"{adapter.path} does not say which methods it belongs to; attach them with get_peft_model, then load."
@@ -172,7 +174,7 @@ def _check_base(net: nn.Cell, adapter: Adapter) -> tuple[str, ...]:
     """
     if adapter.record is None:
         return ()
-    parameters = {canonical_name(parameter.name): parameter for parameter in net.get_parameters()}
+    parameters = _named_parameters(net)
     problems, rounded_to = [], set()
     for name, recorded in adapter.record.base.items():
         dtype = find_rounding(read(parameters[name]), recorded) if name in parameters else None
@@ -186,6 +188,13 @@ def _check_base(net: nn.Cell, adapter: Adapter) -> tuple[str, ...]:
             " names into the network first."
         )
     return tuple(sorted(rounded_to))
+
+
+def _named_parameters(net: nn.Cell) -> dict[str, Parameter]:
+    """Return all parameters by canonical name, of an attached network by those that they had after attaching."""
+    state = state_of(net)
+    named = state.parameters if state else {parameter.name: parameter for parameter in net.get_parameters()}
+    return {canonical_name(name): parameter for name, parameter in named.items()}
 
 
 def _describe_base(name: str, recorded: BaseTensor, parameters: Mapping[str, Parameter]) -> str:
@@ -216,13 +225,17 @@ def _apply(net: nn.Cell, adapter: Adapter, rounded_to: Sequence[str]) -> tuple[O
     tensors = _fit(net, adapter, parameters, state.marked.keys() if rounded_to else ())
     before = {name: read(parameter) for name, parameter in parameters.items()}
     try:
-        for name, parameter in parameters.items():
-            write(parameter, tensors[name])
+        _write_all(parameters, tensors)
         return _verify(net, state, adapter, tensors, rounded_to), has_effect(net, state)
     except BaseException:
-        for name, parameter in parameters.items():
-            write(parameter, before[name])
+        _write_all(parameters, before)
         raise
+
+
+def _write_all(parameters: Mapping[str, Parameter], tensors: Mapping[str, HostTensor]) -> None:
+    for name, parameter in parameters.items():
+        write(parameter, tensors[name])
+    forget_compiled()  # a function under ms.jit may have taken the old values as constants
 
 
 def _fit(
@@ -240,7 +253,7 @@ def _fit(
         InputError: A tensor is missing, unexpected, or of another shape or dtype.
     """
     problems = [f"{name} is missing" for name in sorted(parameters.keys() - adapter.tensors.keys())]
-    base = {canonical_name(parameter.name): parameter for parameter in net.get_parameters()}
+    base = _named_parameters(net)
     for name in sorted(adapter.tensors.keys() - parameters.keys()):
         if name not in base:
             nearest = nearest_names(name, parameters, 1)
@@ -251,7 +264,7 @@ def _fit(
     for name in sorted(parameters.keys() & adapter.tensors.keys()):
         tensor, expected = adapter.tensors[name], parameters[name]
         dtype = str(expected.dtype).lower()
-        fitting[name] = HostTensor(tensor.values, dtype if expected.name in castable else tensor.dtype)
+        fitting[name] = HostTensor(tensor.values, dtype if name in castable else tensor.dtype)
         if fitting[name].shape != tuple(expected.shape) or fitting[name].dtype != dtype:
             problems.append(f"{name} is {tensor}, and the network has {dtype} {list(expected.shape)}")
     if problems:

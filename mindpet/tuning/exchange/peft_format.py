@@ -20,7 +20,7 @@ __all__ = ["is_peft", "read_peft"]
 
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"(?P<path>.+)\.lora_(?P<side>[AB])\.weight")
-_FIELDS = ("r", "lora_alpha", "lora_dropout", "bias", "rank_pattern", "alpha_pattern")
+_FIELDS = ("r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "rank_pattern", "alpha_pattern")
 # Keys that say nothing of the numbers, or nothing that the tensors do not show by themselves.
 _HARMLESS = {
     *("auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern"),

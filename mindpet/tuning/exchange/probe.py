@@ -109,8 +109,7 @@ def has_effect(network: nn.Cell, state: PeftState) -> bool:
     """
     if state.feeds:
         return True
-    values = {parameter.name: parameter for parameter in network.get_parameters() if parameter.name in state.marked}
-    if any(not np.array_equal(values[name].asnumpy(), before) for name, before in state.marked.items()):
+    if any(not np.array_equal(state.parameters[name].asnumpy(), before) for name, before in state.marked.items()):
         return True
     with quiet(network):
         return any(map(_changes_output, find_subjects(network, state)))
@@ -150,14 +149,15 @@ def _difference(subject: Subject, probe: Probe) -> float:
 
 
 def _changes_output(subject: Subject) -> bool:
-    """Tell whether a replaced layer computes something else than the plain one; where nothing can tell, it does."""
+    """Tell whether a replaced layer computes something else than the plain one, by every way that can tell."""
     if subject.plain is None:
         return False
-    ways = [_differ_in_weights, _differ_in_outputs] if hasattr(subject.cell, "merged_values") else [_differ_in_outputs]
+    ways = [_differ_in_outputs, _differ_in_weights] if hasattr(subject.cell, "merged_values") else [_differ_in_outputs]
     for differ in ways:
         try:
-            return differ(subject.cell, subject.plain, subject)
-        except InputError:  # some convolutions have no merged weight, and a CPU has no products in bfloat16
+            if not differ(subject.cell, subject.plain, subject):
+                return False
+        except InputError:  # a CPU has no products in bfloat16, and some convolutions have no merged weight
             continue
     return True
 

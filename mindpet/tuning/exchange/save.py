@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mindspore import Parameter, nn
+from mindspore import nn
 
-from mindpet.graph.freeze_utils import count_parameters
 from mindpet.graph.load import check_network
 from mindpet.tuning.exchange.adapter import dump_methods, list_some
 from mindpet.tuning.exchange.card import Card, write_card
@@ -22,6 +20,7 @@ from mindpet.tuning.exchange.subjects import base_parameters
 from mindpet.tuning.exchange.values import FLOATS, HostTensor, digest, fingerprint, read
 from mindpet.tuning.state import PeftState, adapter_parameters, require_state
 from mindpet.utils.exceptions import InputError
+from mindpet.utils.names import STATE_MARK
 
 __all__ = ["save_adapter"]
 
@@ -52,8 +51,8 @@ def save_adapter(
 
     Raises:
         TypeError: `net` is no Cell.
-        InputError: Nothing is attached, it is merged, a value is NaN or infinite, two parameters share a name, a cell
-            cannot be run on this device, or the folder cannot be written. Nothing was written then.
+        InputError: Nothing is attached, it is merged, a value is NaN or infinite, a cell cannot be run on this
+            device, or the folder cannot be written. Nothing was written then.
     """
     check_network(net)
     target = Path(folder)
@@ -61,32 +60,18 @@ def save_adapter(
     state = require_state(net)
     if state.merged is not None:
         raise InputError("the adapter is merged into the base weights; call mindpet.unmerge before saving it")
-    parameters = adapter_parameters(net)
-    _check_names(net, parameters)
-    tensors = {name: read(parameter) for name, parameter in parameters.items()}
+    tensors = {name: read(parameter) for name, parameter in adapter_parameters(net).items()}
     _check_values(tensors)
     record = _make_record(net, state, tensors)
     card = Card(
         methods=dump_methods(state.configs),
-        trained=sum(math.prod(tensor.shape) for tensor in tensors.values()),
-        total=count_parameters(net).total,
+        trained=sum(tensor.values.size for tensor in tensors.values()),
+        total=sum(parameter.size for name, parameter in state.parameters.items() if STATE_MARK not in name),
         base=base,
         data=data,
         metrics=metrics,
     )
     write_folder(target, tensors, record, base, write_card(card), overwrite)
-
-
-def _check_names(net: nn.Cell, parameters: Mapping[str, Parameter]) -> None:
-    """Refuse a network in which another parameter has the name of one that is to be saved."""
-    names = {parameter.name for parameter in parameters.values()}
-    found = [parameter.name for parameter in net.get_parameters() if parameter.name in names]
-    repeated = sorted(name for name in names if found.count(name) > 1)
-    if repeated:
-        raise InputError(
-            f"several parameters of the network have the name {repeated[0]!r}, and a file can hold only one; give each"
-            " a name of its own, for example with update_parameters_name"
-        )
 
 
 def _check_values(tensors: Mapping[str, HostTensor]) -> None:
@@ -105,7 +90,7 @@ def _make_record(net: nn.Cell, state: PeftState, tensors: Mapping[str, HostTenso
     return Record(
         version=1,
         methods=dump_methods(state.configs),
-        base={name: fingerprint(read(parameter)) for name, parameter in base_parameters(net, state, tensors).items()},
+        base={name: fingerprint(read(parameter)) for name, parameter in base_parameters(net, state).items()},
         tensors={name: digest(tensor) for name, tensor in tensors.items()},
         cells=cells,
         network=network,

@@ -11,7 +11,7 @@ from mindspore import Parameter, nn
 
 from mindpet.tuning.exchange.record import Input
 from mindpet.tuning.exchange.values import FLOATS
-from mindpet.tuning.state import PeftState
+from mindpet.tuning.state import PeftState, adapter_parameters
 from mindpet.utils.names import STATE_MARK
 
 __all__ = ["Subject", "base_parameters", "coarsest", "find_subjects", "whole_network"]
@@ -48,7 +48,7 @@ def find_subjects(network: nn.Cell, state: PeftState) -> list[Subject]:
     taken = {id(subject.cell) for subject in found}
     found += [
         _subject(path, cell, None, _inputs_of(cell))
-        for path, cell in _owners(network, state.marked)
+        for path, cell in _owners(network, state)
         if id(cell) not in taken and isinstance(cell, nn.Dense | nn.Embedding | nn.Conv2d | nn.LayerNorm)
     ]
     return [subject for subject in found if subject.inputs]
@@ -75,22 +75,16 @@ def whole_network(network: nn.Cell, state: PeftState) -> Subject | None:
     return Subject("", network, None, {name: known[name] for name in needed}, "float32", coarsest(dtypes))
 
 
-def base_parameters(network: nn.Cell, state: PeftState, adapter: Iterable[str]) -> dict[str, Parameter]:
-    """Return the parameters of the base that the adapter touches: those of adapted cells that are not its own.
-
-    Args:
-        network: The network.
-        state: What is attached to it.
-        adapter: The names of the adapter's own parameters.
-    """
+def base_parameters(network: nn.Cell, state: PeftState) -> dict[str, Parameter]:
+    """Return the parameters of the base that the adapter touches: those of adapted cells that are not its own."""
     cells = [one.cell for one in state.replacements] + [one.attention for one in state.feeds]
-    cells += [cell for _, cell in _owners(network, state.marked)]
-    own = set(adapter)
+    cells += [cell for _, cell in _owners(network, state)]
+    touched = {id(parameter) for cell in cells for parameter in cell.get_parameters()}
+    own = {id(parameter) for parameter in adapter_parameters(network).values()}
     return {
-        parameter.name: parameter
-        for cell in cells
-        for parameter in cell.get_parameters()
-        if parameter.name not in own and STATE_MARK not in parameter.name
+        name: parameter
+        for name, parameter in state.parameters.items()
+        if id(parameter) in touched - own and STATE_MARK not in name
     }
 
 
@@ -104,13 +98,13 @@ def _subject(path: str, cell: nn.Cell, plain: nn.Cell | None, inputs: dict[str, 
     return Subject(path, cell, plain, inputs, coarsest(weights[:1]), coarsest([_compute_dtype(cell), *weights]))
 
 
-def _owners(network: nn.Cell, marked: Iterable[str]) -> list[tuple[str, nn.Cell]]:
+def _owners(network: nn.Cell, state: PeftState) -> list[tuple[str, nn.Cell]]:
     """Return the cells that hold marked parameters themselves, with their paths."""
-    names = set(marked)
+    marked = {id(state.parameters[name]) for name in state.marked}
     return [
         (path, cell)
         for path, cell in network.cells_and_names()
-        if any(parameter.name in names for parameter in cell.get_parameters(expand=False))
+        if any(id(parameter) in marked for parameter in cell.get_parameters(expand=False))
     ]
 
 

@@ -46,7 +46,7 @@ def read(tensor: Tensor) -> HostTensor:
 
 
 def write(parameter: Parameter, tensor: HostTensor) -> None:
-    """Give a parameter the values of a tensor of its own shape and dtype; compiled graphs see them at once."""
+    """Give a parameter the values of a tensor of its own shape and dtype."""
     parameter.set_data(Tensor(tensor.values, parameter.dtype))
 
 

@@ -284,6 +284,14 @@ def test_a_folder_of_peft_loads(peft, source, is_attached):
     np.testing.assert_array_equal(outputs(network), outputs(source))
 
 
+def test_rslora_of_peft_keeps_its_scale(peft):
+    config = json.loads((peft / "adapter_config.json").read_text())
+    (peft / "adapter_config.json").write_text(json.dumps(config | {"use_rslora": True}))
+    network = Stack()
+    load_unverified(network, peft)
+    assert float(network.first.scaling.asnumpy()) == pytest.approx(6 / 2**0.5)
+
+
 def with_peft(**changes):
     return lambda folder: (folder / "adapter_config.json").write_text(json.dumps(PEFT | changes))
 
@@ -298,7 +306,6 @@ def without_prefix(folder):
 BAD_PEFT = {
     "another method": (with_peft(peft_type="IA3"), "PEFT's 'IA3' cannot be loaded, only 'LORA'"),
     "DoRA": (with_peft(use_dora=True), "use_dora is True, which LoRA here has not"),
-    "rsLoRA": (with_peft(use_rslora=True), "use_rslora is True"),
     "a later feature": (with_peft(new_config={"x": 1}), "new_config is {'x': 1}"),
     "PiSSA": (with_peft(init_lora_weights="pissa"), "init_lora_weights is 'pissa', which may have changed the base"),
     "another rank": (with_peft(r=4), re.escape("is float32 [2, 6], and the network has float32 [4, 6]")),

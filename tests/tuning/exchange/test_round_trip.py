@@ -1,13 +1,16 @@
 import mindspore
 import numpy as np
 import pytest
-from mindspore import mint, nn
+from mindspore import Tensor, mint, nn
+from mindspore.train import Model
 
 import mindpet
+from mindpet.tuning.merge import merge, unload, unmerge
 from mindpet.tuning.registry import METHODS
 from mindpet.tuning.state import adapter_parameters
+from mindpet.utils.exceptions import InputError
 from tests.methods import EVERY_METHOD, config_of, small_bert
-from tests.tuning.exchange.networks import Stack, adapter_values, fill, lora, outputs, trained
+from tests.tuning.exchange.networks import Stack, adapter_values, fill, lora, outputs, snapshot, trained
 
 
 @EVERY_METHOD
@@ -44,6 +47,55 @@ def test_every_method_comes_back_into_compiled_networks(tmp_path, method):
     np.testing.assert_array_equal(outputs(after), outputs(before))
 
 
+VARIANTS = {
+    "rsLoRA": {"use_rslora": True},
+    "DoRA": {"use_dora": True},
+    "PiSSA": {"init_lora_weights": "pissa"},
+    "patterns": {"rank_pattern": {"first": 3}, "alpha_pattern": {"second": 5}, "bias": "all"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_of_lora_comes_back(tmp_path, variant):
+    network = mindpet.get_peft_model(Stack(), lora(**VARIANTS[variant], modules_to_save=[]))
+    mindpet.save_adapter(network, tmp_path / "untrained")
+    assert not mindpet.load_adapter(Stack(), tmp_path / "untrained").has_effect
+    mindpet.save_adapter(fill(network), tmp_path / "trained")
+    after = Stack()
+    assert mindpet.load_adapter(after, tmp_path / "trained").has_effect
+    assert adapter_values(after) == adapter_values(network)
+    np.testing.assert_array_equal(outputs(after), outputs(network))
+
+
+def test_a_cell_around_the_network_that_renames_parameters_changes_no_file(tmp_path):
+    mindpet.save_adapter(trained(Stack(), lora()), tmp_path / "before")
+    network = trained(Stack(), lora())
+    around = Around(network, renames=True)
+    assert network.first.weight.name == "network.first.weight"
+    mindpet.save_adapter(network, tmp_path / "after")
+    for path in (tmp_path / "before").iterdir():
+        assert path.read_bytes() == (tmp_path / "after" / path.name).read_bytes()
+    fill(network, seed=3)
+    assert mindpet.load_adapter(around.network, tmp_path / "before").outcome.difference == 0
+
+
+def test_a_merged_adapter_is_neither_saved_nor_loaded(tmp_path):
+    network = trained(Stack(), lora())
+    mindpet.save_adapter(network, tmp_path / "adapter")
+    merge(network)
+    before = snapshot(network)
+    refusal = r"is merged into the base weights; call mindpet\.unmerge before"
+    with pytest.raises(InputError, match=refusal):
+        mindpet.save_adapter(network, tmp_path / "merged")
+    with pytest.raises(InputError, match=refusal):
+        mindpet.load_adapter(network, tmp_path / "adapter")
+    assert snapshot(network) == before
+    unmerge(network)
+    assert mindpet.load_adapter(network, tmp_path / "adapter").outcome.difference == 0
+    unload(network)
+    assert mindpet.load_adapter(network, tmp_path / "adapter").attached
+
+
 def test_methods_are_combined_in_one_folder(tmp_path):
     configs = [lora(target_modules=["first"]), mindpet.AdapterConfig(bottleneck_size=2, target_modules=["second"])]
     configs.append(mindpet.BitFitConfig())
@@ -56,28 +108,54 @@ def test_methods_are_combined_in_one_folder(tmp_path):
     np.testing.assert_array_equal(outputs(after), outputs(before))
 
 
-def test_a_compiled_network_sees_the_loaded_values(tmp_path):
-    mindspore.set_context(mode=mindspore.GRAPH_MODE)
+class Around(nn.Cell):
+    """A cell around a network, as for a loss."""
+
+    def __init__(self, network, renames=False):
+        super().__init__(auto_prefix=renames)
+        self.network = network
+
+    def construct(self, x):
+        return self.network(x)
+
+
+@pytest.mark.parametrize("is_attached", [True, False])
+def test_whatever_was_compiled_gives_the_loaded_results(tmp_path, mode, is_attached):
     before = trained(Stack(), lora())
     mindpet.save_adapter(before, tmp_path / "adapter")
+    x = Tensor(np.random.RandomState(3).normal(size=(4, 6)), mindspore.float32)
     expected = outputs(before)
-    after = trained(Stack(), lora(), seed=2)
-    assert not np.array_equal(outputs(after), expected)
-    compiled = set(after.compile_cache)
-    report = mindpet.load_adapter(after, tmp_path / "adapter")
-    np.testing.assert_array_equal(outputs(after), expected)
-    assert not report.attached
-    assert after.compile_cache == compiled
+    after = trained(Stack(), lora(), seed=2) if is_attached else Stack()
+    after.set_train(False)
+    callers = [after, Around(after), Model(after).predict, mindspore.jit(Around(after).construct)]
+
+    @mindspore.jit
+    def function(x):
+        return after(x)
+
+    callers.append(function)
+    for call in callers:
+        assert not np.allclose(call(x).asnumpy(), expected)
+    mindpet.load_adapter(after, tmp_path / "adapter")
+    for call in callers:
+        np.testing.assert_allclose(call(x).asnumpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_plain_network_that_was_compiled_sees_what_loading_attaches(tmp_path):
-    mindspore.set_context(mode=mindspore.GRAPH_MODE)
+def test_a_training_step_goes_on_with_the_loaded_values(tmp_path, mode):
     before = trained(Stack(), lora())
     mindpet.save_adapter(before, tmp_path / "adapter")
-    after = Stack()
-    outputs(after)
-    mindpet.load_adapter(after, tmp_path / "adapter")
-    np.testing.assert_array_equal(outputs(after), outputs(before))
+    after = trained(Stack(), lora(), seed=2)
+    x, y = (Tensor(np.ones((4, size)), mindspore.float32) for size in (6, 3))
+    losses = []
+    for network in (before, after):
+        step = nn.TrainOneStepCell(nn.WithLossCell(network, nn.MSELoss()), nn.SGD(network.trainable_params(), 0.0))
+        step.set_train()
+        losses.append([float(step(x, y).asnumpy())])
+        mindpet.load_adapter(network, tmp_path / "adapter")
+        losses[-1].append(float(step(x, y).asnumpy()))
+        del step
+    assert losses[1][0] != losses[0][0]
+    assert losses[0][0] == losses[0][1] == losses[1][1]
 
 
 def test_the_file_of_tensors_alone_is_enough(tmp_path):
