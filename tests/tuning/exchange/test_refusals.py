@@ -149,6 +149,12 @@ def saved(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def networks():
+    """A plain network and an attached one; as they must not change, all tests can have the same."""
+    return {False: Stack(), True: trained(Stack(), lora(), seed=2)}
+
+
 @pytest.fixture
 def adapter(saved, tmp_path):
     """A copy of a saved adapter, to be damaged."""
@@ -172,10 +178,10 @@ ONLY_ON_PLAIN = {"other targets", "a target that is not there"}
         if not is_attached or name not in ONLY_ON_PLAIN
     ],
 )
-def test_a_damaged_adapter_is_refused_and_changes_nothing(adapter, name, is_attached):
+def test_a_damaged_adapter_is_refused_and_changes_nothing(adapter, networks, name, is_attached):
     edit, message = DAMAGES[name]
     edit(adapter)
-    network = trained(Stack(), lora(), seed=2) if is_attached else Stack()
+    network = networks[is_attached]
     before = snapshot(network)
     with pytest.raises(InputError, match=None if is_attached else message) as refusal:
         mindpet.load_adapter(network, adapter)
@@ -263,10 +269,10 @@ def test_what_is_attached_otherwise_is_refused_and_unchanged(saved, name):
 @pytest.mark.parametrize("failing", ["write", "repeat_probes", "has_effect"])
 @pytest.mark.parametrize("is_attached", [False, True])
 @pytest.mark.parametrize("failure", [RuntimeError("broken"), KeyboardInterrupt()])
-def test_a_failure_half_way_is_undone(saved, monkeypatch, failing, is_attached, failure):
+def test_a_failure_half_way_is_undone(saved, networks, monkeypatch, failing, is_attached, failure):
     from mindpet.tuning.exchange import load
 
-    network = trained(Stack(), lora(), seed=2) if is_attached else Stack()
+    network = networks[is_attached]
     before = snapshot(network)
     function, calls = getattr(load, failing), []
 
