@@ -98,12 +98,17 @@ class Journal:
         self._folder.sync_log()
         self._save_state(position)
 
-    def timings(self) -> dict[str, float]:
-        """Return the time of a usual step, of all steps, and what compiling added to the steps that compiled."""
-        usual = statistics.median([record.seconds for record in self._records if not record.compiled] or [0.0])
+    def timings(self) -> dict[str, float | None]:
+        """Return the time of a usual step, of all steps, and what compiling added to the steps that compiled.
+
+        Where every step has compiled, nothing tells what a usual step takes: two of them are None then.
+        """
+        usual = [record.seconds for record in self._records if not record.compiled]
+        median = statistics.median(usual) if usual else None
+        compiling = [record.seconds for record in self._records if record.compiled]
         return {
-            "step_ms_median": usual * 1e3,
+            "step_ms_median": None if median is None else median * 1e3,
             "train_seconds": sum(record.seconds for record in self._records),
-            "compile_seconds": sum(max(record.seconds - usual, 0.0) for record in self._records if record.compiled),
+            "compile_seconds": None if median is None else sum(max(seconds - median, 0.0) for seconds in compiling),
             "skipped_steps": sum(record.skipped for record in self._records),
         }

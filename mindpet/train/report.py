@@ -29,9 +29,9 @@ def closing_tables(outcome: Outcome) -> list[Table]:
     for heading in ("a step", "all steps", "compiling", "parameters and moments", "peak of the process"):
         cost.add_column(heading, justify="right")
     cost.add_row(
-        f"{metrics['step_ms_median']:.0f} ms",
+        "-" if metrics["step_ms_median"] is None else f"{metrics['step_ms_median']:.0f} ms",
         f"{metrics['train_seconds']:.0f} s",
-        f"{metrics['compile_seconds']:.1f} s",
+        "-" if metrics["compile_seconds"] is None else f"{metrics['compile_seconds']:.1f} s",
         f"{metrics['static_memory_mb']:.0f} MB",
         f"{metrics['peak_memory_mb']:.0f} MB",
     )

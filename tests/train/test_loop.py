@@ -11,6 +11,7 @@ from mindspore.train import Callback
 from mindpet.data.batches import Batches
 from mindpet.train.interrupt import catch_stop_signals
 from mindpet.train.loop import Position, train
+from mindpet.train.ranks import Ranks
 from mindpet.train.step import StepOutcome, TrainStep
 from mindpet.utils.exceptions import DivergedError
 
@@ -109,6 +110,19 @@ def test_a_signal_ends_the_run_after_the_step_at_hand(number):
 
     assert not _train(_FakeStep(during=interrupt), recorder)
     assert recorder.events[-4:] == ["step 2", "saved 1:2 of 3", "state 1:2", "end"]
+
+
+def test_a_rank_stops_when_any_rank_was_asked_to():
+    class OtherIsAsked(Ranks):
+        wishes = iter([False, False, True])
+
+        def any(self, wish):
+            assert not wish, "this rank was not asked"
+            return next(self.wishes)
+
+    recorder = _Recorder()
+    assert not _train(_FakeStep(), recorder, ranks=OtherIsAsked(1, 2))
+    assert recorder.events[-4:] == ["step 3", "saved 1:3 of 3", "state 1:3", "end"]
 
 
 def test_a_state_is_saved_every_so_many_steps_and_after_each_epoch():
