@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import mindpet
+from mindpet.train.methods import METHOD_NAMES, OPTIONS, defaults_of
 from mindpet.train.settings import FinetuneSettings, load_settings
 from tests.tiny import write_bert, write_task
 
@@ -150,8 +151,9 @@ def _choices(annotation):
 )
 def test_the_table_of_settings_is_the_settings_class(page, heading, none):
     rows = _table(DOCS / page, heading)
-    assert [_names(row[0]) for row in rows] == [[name] for name in FinetuneSettings.model_fields]
-    for (setting, values, default, meaning), field in zip(rows, FinetuneSettings.model_fields.values(), strict=True):
+    fields = {name: field for name, field in FinetuneSettings.model_fields.items() if name not in OPTIONS}
+    assert [_names(row[0]) for row in rows] == [[name] for name in fields]
+    for (setting, values, default, meaning), field in zip(rows, fields.values(), strict=True):
         expected = none if field.default is None else f"`{_shown(field.default)}`"
         assert default == expected, setting
         if choices := _choices(field.annotation):
@@ -174,6 +176,45 @@ def test_the_documented_data_is_valid(tmp_path):
     file = tmp_path / "news.jsonl"
     file.write_text(block.text)
     assert [set(value) for _, value in read_objects(file)] == [{"text", "label"}] * 2
+
+
+@pytest.mark.parametrize(("page", "heading"), [("methods.md", "Method"), ("methods.zh.md", "方法")])
+def test_the_table_of_methods_has_all_of_them_and_their_learning_rates(page, heading):
+    rows = _table(DOCS / page, heading)
+    assert [_names(row[0]) for row in rows] == [[method] for method in METHOD_NAMES]
+    for method, row in zip(METHOD_NAMES, rows, strict=True):
+        assert _names(row[4]) == [str(defaults_of(method)["learning_rate"])]
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "none"), [("methods.md", "Method | Option", "none"), ("methods.zh.md", "方法 | 选项", "无")]
+)
+def test_the_table_of_options_is_that_of_the_command_line(page, heading, none):
+    rows = _table(DOCS / page, heading)
+    options = [(m, option) for m in METHOD_NAMES for option in OPTIONS.values() if m in option.defaults]
+    assert [_names(f"{row[0]} {row[1]}") for row in rows] == [[m, option.name] for m, option in options]
+    for (method, option), (_, _, default, meaning) in zip(options, rows, strict=True):
+        value = option.defaults[method]
+        assert default == (none if value in (None, {}, ()) else f"`{value}`"), option.name
+        assert meaning == option.meanings[method] or page != "methods.md"
+
+
+def test_the_documented_pet_config_is_read(tmp_path):
+    (block,) = _blocks(DOCS / "methods.md", "yaml")
+    file = tmp_path / "finetune_bert.yaml"
+    file.write_text(block.text)
+    settings = load_settings(None, {}, file)
+    assert (settings.method, settings.r, settings.lora_dropout) == ("lora", 8, 0.1)
+
+
+def test_the_examples_of_the_attaching_page_run(reader, mode, capsys):
+    page = DOCS / "attaching.md"
+    names = _run_blocks(page)
+    printed = capsys.readouterr().out
+    assert _blocks(page, "text")[0].text in printed
+    assert (names["before"] != names["after"]).any()
+    configs = {name for row in _table(page, "Configuration") for name in _names(row[0])}
+    assert configs == {name for name in mindpet.__all__ if name.endswith("Config")}
 
 
 @pytest.mark.parametrize("page", ["lora.md", "lora.zh.md"])

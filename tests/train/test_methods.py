@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -10,6 +11,7 @@ from mindpet.train.methods import CONFIGS, FULL, METHOD_NAMES, OPTIONS, canonica
 from mindpet.train.settings import FinetuneSettings, load_settings
 from mindpet.utils.exceptions import InputError
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 EVERY_METHOD = pytest.mark.parametrize("method", METHOD_NAMES)
 EVERY_OPTION = pytest.mark.parametrize(
     ("method", "name"), [(method, name) for name, option in OPTIONS.items() for method in option.defaults]
@@ -211,3 +213,20 @@ def test_a_file_without_a_pet_config_is_refused(monkeypatch, tmp_path, capsys):
     file.write_text("model: {}\n")
     assert _of_the_command_line(monkeypatch, "--mindformers-yaml", file) == 2
     assert "holds no blocks pet_config" in capsys.readouterr().err
+
+
+# The recipes
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*")), ids=lambda file: file.name)
+def test_a_recipe_is_the_methods_own_run(file):
+    settings = load_settings(file, {})
+    assert file.name == f"{settings.method}.yaml"
+    assert settings.out == Path("runs") / settings.method
+    places = {"target_modules": settings.target_modules} if settings.target_modules else {}
+    assert settings == FinetuneSettings(method=settings.method, out=settings.out, **places)
+
+
+def test_the_methods_of_the_specification_have_recipes():
+    names = {file.stem for file in RECIPES.glob("*.yaml")}
+    assert names >= {"lora", "adapter", "low_rank_adapter", "prefixtuning", "ptuning2", "bitfit"}
