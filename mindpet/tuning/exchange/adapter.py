@@ -17,7 +17,7 @@ from mindpet.tuning.registry import METHODS
 from mindpet.utils.exceptions import InputError
 from mindpet.utils.nearest import nearest_names
 
-__all__ = ["Adapter", "check_tensors", "dump_methods", "list_some", "parse_methods"]
+__all__ = ["Adapter", "check_tensors", "dump_methods", "find_bad_values", "list_some", "parse_methods"]
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,7 @@ def check_tensors(adapter: Adapter) -> None:
     """
     if not adapter.tensors:
         raise InputError(f"{adapter.path} holds no tensor of an adapter; save the adapter again.")
-    problems = [
-        f"{name} is {tensor.dtype}, and adapters are {', '.join(FLOATS[:-1])} or {FLOATS[-1]}"
-        if tensor.dtype not in FLOATS
-        else f"{name} holds NaN or infinite numbers"
-        for name, tensor in adapter.tensors.items()
-        if tensor.dtype not in FLOATS or not np.isfinite(tensor.values).all()
-    ]
+    problems = find_bad_values(adapter.tensors)
     if adapter.record:
         sums = adapter.record.tensors
         problems += [f"{name} is missing" for name in sorted(sums.keys() - adapter.tensors.keys())]
@@ -77,6 +71,17 @@ def check_tensors(adapter: Adapter) -> None:
         ]
     if problems:
         raise InputError(f"{adapter.path} cannot be used: {list_some(problems)}. Save or fetch the adapter again.")
+
+
+def find_bad_values(tensors: Mapping[str, HostTensor]) -> list[str]:
+    """Say of each tensor that no adapter may hold what is wrong with it."""
+    return [
+        f"{name} is {tensor.dtype}, and adapters are {', '.join(FLOATS[:-1])} or {FLOATS[-1]}"
+        if tensor.dtype not in FLOATS
+        else f"{name} holds NaN or infinite numbers"
+        for name, tensor in tensors.items()
+        if tensor.dtype not in FLOATS or not np.isfinite(tensor.values).all()
+    ]
 
 
 def list_some(problems: Sequence[str], most: int = 5) -> str:

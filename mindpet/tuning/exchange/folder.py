@@ -56,17 +56,25 @@ def check_target(folder: Path, overwrite: bool) -> None:
     Raises:
         InputError: Something stands there that is not to be replaced.
     """
+    try:
+        problem = _find_obstacle(folder, overwrite)
+    except OSError as error:  # a name that is too long, or no right to look
+        problem = f"cannot be written ({error.strerror or error})"
+    if problem:
+        raise InputError(f"{folder} {problem}; name another folder.")
+
+
+def _find_obstacle(folder: Path, overwrite: bool) -> str | None:
     if folder.is_symlink():
-        raise InputError(f"{folder} is a symbolic link; name the folder itself.")
+        return "is a symbolic link"
     if not folder.exists():
-        return
+        return None
     if not folder.is_dir():
-        raise InputError(f"{folder} is a file; name a folder.")
-    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in _FILES)
-    if foreign:
-        raise InputError(f"{folder} holds {foreign[0]!r}, which no adapter's folder has; name another folder.")
-    if not overwrite and any(folder.iterdir()):
-        raise InputError(f"{folder} holds an adapter already; name another folder or pass overwrite=True.")
+        return "is a file"
+    names = sorted(entry.name for entry in folder.iterdir())
+    if foreign := [name for name in names if name not in _FILES]:
+        return f"holds {foreign[0]!r}, which no adapter's folder has"
+    return "holds an adapter already; pass overwrite=True to replace it" if names and not overwrite else None
 
 
 def write_folder(

@@ -7,6 +7,7 @@ truly gives the same numbers, but for rounding.
 from __future__ import annotations
 
 import base64
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,10 @@ class Outcome:
 
 
 def record_probes(network: nn.Cell, state: PeftState) -> tuple[dict[str, Probe], Probe | None]:
-    """Run the probe of each adapted cell, and of the whole network where that can be run.
+    """Run the probe of each adapted cell, and of the whole network where its inputs are known.
+
+    Returns:
+        The probes of the cells by path, and that of the network; None, with a warning, if it does not take the inputs.
 
     Raises:
         InputError: A cell cannot be run on this device.
@@ -66,7 +70,11 @@ def record_probes(network: nn.Cell, state: PeftState) -> tuple[dict[str, Probe],
     whole = whole_network(network, state)
     with quiet(network):
         cells = {subject.path: _record(subject) for subject in find_subjects(network, state)}
-        return cells, _record(whole) if whole else None
+        try:
+            return cells, _record(whole) if whole else None
+        except InputError as error:
+            warnings.warn(f"the adapter is saved without a probe of the whole network: {error}", stacklevel=4)
+            return cells, None
 
 
 def repeat_probes(network: nn.Cell, state: PeftState, record: Record, dtypes: Sequence[str]) -> Outcome | None:
@@ -181,12 +189,12 @@ def _run(cell: nn.Cell, subject: Subject, seed: int) -> np.ndarray:
         output = cell(*arguments)
         found = output if isinstance(output, tuple | list) else (output,)
         arrays = [read(one).values.astype(np.float32) for one in found if isinstance(one, Tensor)]
+        return arrays[0] if len(arrays) == 1 else np.concatenate([array.ravel() for array in arrays])
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"{_name(subject)} cannot be run here ({first_line(error)}); attach with a compute_dtype that this device"
             " has"
         ) from error
-    return arrays[0] if len(arrays) == 1 else np.concatenate([array.ravel() for array in arrays])
 
 
 def _make_inputs(inputs: Mapping[str, Input], seed: int) -> list[np.ndarray]:

@@ -7,17 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mindspore import nn
 
 from mindpet.graph.load import check_network
-from mindpet.tuning.exchange.adapter import dump_methods, list_some
+from mindpet.tuning.exchange.adapter import dump_methods, find_bad_values, list_some
 from mindpet.tuning.exchange.card import Card, write_card
 from mindpet.tuning.exchange.folder import check_target, write_folder
 from mindpet.tuning.exchange.probe import CELL_TOLERANCE, NETWORK_TOLERANCE, record_probes
 from mindpet.tuning.exchange.record import Record
 from mindpet.tuning.exchange.subjects import base_parameters
-from mindpet.tuning.exchange.values import FLOATS, HostTensor, digest, fingerprint, read
+from mindpet.tuning.exchange.values import HostTensor, digest, fingerprint, read
 from mindpet.tuning.state import PeftState, adapter_parameters, require_state
 from mindpet.utils.exceptions import InputError
 from mindpet.utils.names import STATE_MARK
@@ -61,7 +60,8 @@ def save_adapter(
     if state.merged is not None:
         raise InputError("the adapter is merged into the base weights; call mindpet.unmerge before saving it")
     tensors = {name: read(parameter) for name, parameter in adapter_parameters(net).items()}
-    _check_values(tensors)
+    if bad := find_bad_values(tensors):
+        raise InputError(f"the adapter cannot be saved: {list_some(bad)}; train again with a lower learning rate")
     record = _make_record(net, state, tensors)
     card = Card(
         methods=dump_methods(state.configs),
@@ -72,17 +72,6 @@ def save_adapter(
         metrics=metrics,
     )
     write_folder(target, tensors, record, base, write_card(card), overwrite)
-
-
-def _check_values(tensors: Mapping[str, HostTensor]) -> None:
-    bad = [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
-    bad += [
-        f"{name} holds NaN or infinite numbers"
-        for name, tensor in tensors.items()
-        if tensor.dtype in FLOATS and not np.isfinite(tensor.values).all()
-    ]
-    if bad:
-        raise InputError(f"the adapter cannot be saved: {list_some(bad)}; train again with a lower learning rate")
 
 
 def _make_record(net: nn.Cell, state: PeftState, tensors: Mapping[str, HostTensor]) -> Record:

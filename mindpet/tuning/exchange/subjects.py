@@ -9,6 +9,7 @@ from typing import Any
 
 from mindspore import Parameter, nn
 
+from mindpet.graph.parameters import canonical_name
 from mindpet.tuning.exchange.record import Input
 from mindpet.tuning.exchange.values import FLOATS
 from mindpet.tuning.state import PeftState, adapter_parameters
@@ -55,7 +56,7 @@ def find_subjects(network: nn.Cell, state: PeftState) -> list[Subject]:
 
 
 def whole_network(network: nn.Cell, state: PeftState) -> Subject | None:
-    """Return the network itself if its inputs are known: one with a `config` or a prefix, that takes `input_ids`."""
+    """Return the network itself if it can be run: it takes `input_ids`, and is known to have so many tokens."""
     config = getattr(network, "config", None)
     vocabulary = getattr(config, "vocab_size", None)
     if vocabulary is None and state.feeds:
@@ -76,13 +77,13 @@ def whole_network(network: nn.Cell, state: PeftState) -> Subject | None:
 
 
 def base_parameters(network: nn.Cell, state: PeftState) -> dict[str, Parameter]:
-    """Return the parameters of the base that the adapter touches: those of adapted cells that are not its own."""
+    """Return what the adapter touches of the base, by canonical name: parameters of adapted cells, but for its own."""
     cells = [one.cell for one in state.replacements] + [one.attention for one in state.feeds]
     cells += [cell for _, cell in _owners(network, state)]
     touched = {id(parameter) for cell in cells for parameter in cell.get_parameters()}
     own = {id(parameter) for parameter in adapter_parameters(network).values()}
     return {
-        name: parameter
+        canonical_name(name): parameter
         for name, parameter in state.parameters.items()
         if id(parameter) in touched - own and STATE_MARK not in name
     }

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import mindpet
-from mindpet.tuning.exchange.load import LoadReport
 from mindpet.tuning.exchange.record import Record
+from mindpet.tuning.exchange.report import LoadReport
 from tests.tiny import write_bert
 
 PAGE = Path(__file__).parents[3] / "docs" / "adapters.md"

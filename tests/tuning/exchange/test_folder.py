@@ -25,7 +25,7 @@ def test_an_existing_adapter_is_kept_unless_told(tmp_path):
     mindpet.save_adapter(trained(Stack(), lora()), tmp_path / "adapter")
     before = content(tmp_path / "adapter")
     other = trained(Stack(), lora(), seed=2)
-    with pytest.raises(InputError, match="holds an adapter already; name another folder or pass overwrite=True"):
+    with pytest.raises(InputError, match="holds an adapter already; pass overwrite=True to replace it"):
         mindpet.save_adapter(other, tmp_path / "adapter")
     assert content(tmp_path / "adapter") == before
     mindpet.save_adapter(other, tmp_path / "adapter", overwrite=True)
@@ -42,7 +42,7 @@ def make_foreign(path):
 
 PLACES = {
     "a folder of another kind": (make_foreign, "holds 'notes.txt', which no adapter's folder has"),
-    "a file": (lambda path: path.write_text("mine"), "is a file; name a folder"),
+    "a file": (lambda path: path.write_text("mine"), "is a file; name another folder"),
     "a link": (lambda path: path.symlink_to(path.parent), "is a symbolic link"),
     "a folder below a file": (lambda path: path.parent.joinpath("x").write_text("mine"), "cannot be written"),
 }
@@ -114,6 +114,11 @@ def test_a_folder_that_appears_meanwhile_is_an_error(tmp_path, monkeypatch):
         mindpet.save_adapter(network, tmp_path / "adapter")
     assert entries(tmp_path / "adapter") == ["notes.txt"]
     assert entries(tmp_path) == ["adapter"]
+
+
+def test_a_name_that_no_file_system_takes_is_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot be written"):
+        mindpet.save_adapter(trained(Stack(), lora()), tmp_path / ("a" * 300))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 import mindpet
 from mindpet.graph import write_trainable
-from mindpet.tuning.exchange.load import UnverifiedAdapterWarning
+from mindpet.tuning.exchange.report import UnverifiedAdapterWarning
 from mindpet.tuning.state import adapter_parameters
 from mindpet.utils.exceptions import InputError
 from tests.tuning.exchange.networks import Stack, adapter_values, lora, outputs, snapshot, trained

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import mindspore
 import numpy as np
 import pytest
@@ -274,3 +276,28 @@ def test_layers_of_every_kind_are_probed(tmp_path):
     assert (report.outcome.cells, report.outcome.ran_network) == (5, False)
     assert report.outcome.difference == 0
     assert report.has_effect
+
+
+class Choosy(nn.Cell):
+    """A network that has a `config` and takes `input_ids`, but of a length of its own."""
+
+    def __init__(self):
+        super().__init__()
+        np.random.seed(0)
+        self.config = SimpleNamespace(vocab_size=9)
+        self.table = nn.Embedding(9, 4)
+        self.head = nn.Dense(4, 2)
+
+    def construct(self, input_ids):
+        if input_ids.shape != (1, 3):
+            raise ValueError("this network takes one text of three tokens")
+        return self.head(self.table(input_ids))
+
+
+def test_a_network_that_does_not_take_the_probe_is_saved_without_one(tmp_path):
+    network = trained(Choosy(), mindpet.LoraConfig(r=2, target_modules=["head"]))
+    with pytest.warns(UserWarning, match="without a probe of the whole network: .* one text of three tokens") as caught:
+        mindpet.save_adapter(network, tmp_path / "adapter")
+    assert caught[0].filename == __file__
+    report = mindpet.load_adapter(Choosy(), tmp_path / "adapter")
+    assert (report.outcome.cells, report.outcome.ran_network) == (1, False)
