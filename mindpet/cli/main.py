@@ -8,8 +8,7 @@ import typer
 
 from mindpet import __version__
 from mindpet.cli import demo, doctor, finetune
-from mindpet.train.launch import RankError
-from mindpet.utils.exceptions import DivergedError, InputError
+from mindpet.utils.exceptions import DivergedError, InputError, RankError
 
 __all__ = ["app", "main"]
 

@@ -21,17 +21,14 @@ from tempfile import TemporaryDirectory
 
 from mindpet.train.interrupt import StopRequest, catch_stop_signals
 from mindpet.utils.environment import usable_cores
+from mindpet.utils.exceptions import RankError
 
-__all__ = ["RankError", "end_quietly", "follow_the_launcher", "launch"]
+__all__ = ["end_quietly", "follow_the_launcher", "launch"]
 
 _POLL = 0.1  # seconds
 _PATIENCE = 20.0  # seconds in which ranks that have met the same error as another one end by themselves
 _LINES_SHOWN = 15
 _LAUNCHED = "MINDPET_LAUNCHED"  # set in the processes whose stdin ends with the launcher
-
-
-class RankError(RuntimeError):
-    """A process of a data-parallel run ended before its time, and the run with it."""
 
 
 def launch(command: Sequence[str], devices: int) -> int:
@@ -143,7 +140,6 @@ def _environment(devices: int) -> dict[str, str]:
     defaults = {
         "GLOG_v": "3",  # MindSpore's errors, without its many warnings
         "OMP_NUM_THREADS": str(max(usable_cores() // devices, 1)),
-        "MS_CPU_COMM_OP_TIMEOUT": "1800",  # seconds to wait for another rank; read by MindSpore 2.10, where 30 is usual
     }
     cluster = {
         "MS_WORKER_NUM": str(devices),

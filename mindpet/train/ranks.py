@@ -7,6 +7,7 @@ gradients overflow, a wish to stop) is joined over the ranks, so that all of the
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 
 import mindspore
@@ -20,6 +21,9 @@ from mindpet.utils.environment import first_line
 from mindpet.utils.exceptions import InputError
 
 __all__ = ["ALONE", "Ranks", "join_ranks"]
+
+
+_PATIENCE = "1800"  # seconds for which a rank on a CPU waits for another one; MindSpore takes 30 by itself
 
 
 class _Sum(nn.Cell):
@@ -117,6 +121,7 @@ def join_ranks(count: int) -> Ranks:
     """
     if not in_cluster():
         return ALONE
+    os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", _PATIENCE)
     try:
         communication.init()
     except RuntimeError as error:

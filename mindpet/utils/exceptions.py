@@ -8,6 +8,7 @@ __all__ = [
     "LinkPathError",
     "ModelConfigFreezeInfoError",
     "NotPositiveError",
+    "RankError",
     "ReadYamlFileError",
     "UnexpectedError",
     "UnknownNonLinearityError",
@@ -28,6 +29,10 @@ class CompiledNetworkError(InputError):
 
 class DivergedError(RuntimeError):
     """In training, the loss or a trained parameter is no longer a finite number."""
+
+
+class RankError(RuntimeError):
+    """A process of a data-parallel run ended before its time, and the run with it."""
 
 
 class NotPositiveError(TypeError, ValueError):

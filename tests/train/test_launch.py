@@ -8,7 +8,8 @@ import time
 import pytest
 
 from mindpet.train import launch as module
-from mindpet.train.launch import RankError, launch
+from mindpet.train.launch import launch
+from mindpet.utils.exceptions import RankError
 
 # What each process does first: tell which one it is, and where.
 BEGIN = """
