@@ -76,6 +76,15 @@ class DoRADense(LoRADense):
         self.norm_square = ops.Square()
         self.norm_sum = ops.ReduceSum()
         self.norm_matmul = ops.MatMul(transpose_b=True)
+        self.gram_matmul = ops.MatMul(transpose_b=True)
+        self.growth_matmul = ops.MatMul()
+        self.growth_sum = ops.ReduceSum()
+        self.transpose = ops.Transpose()
+        self.abs = ops.Abs()
+        self.select = ops.Select()
+        self.maximum = ops.Maximum()
+        self.sqrt = ops.Sqrt()
+        self.stop_gradient = ops.StopGradient()
         self.reset_magnitude()
 
     def take_over(self, dense: nn.Dense) -> None:
@@ -125,7 +134,7 @@ class DoRADense(LoRADense):
         """Return magnitude / norm for each output channel, in float32, with the norm as a constant for the gradient."""
         magnitude = self.mindpet_delta_lora_magnitude
         norm = self.cast(self.cast(self.norm(), magnitude.dtype), mstype.float32)
-        return self.cast(magnitude, mstype.float32) / ops.stop_gradient(ops.maximum(norm, _SMALLEST))
+        return self.cast(magnitude, mstype.float32) / self.stop_gradient(self.maximum(norm, _SMALLEST))
 
     def norm(self) -> Tensor:
         """Return ||weight + scaling * lora_b lora_a|| over the input channels, of shape (out_channels,), in float32.
@@ -136,16 +145,16 @@ class DoRADense(LoRADense):
         """
         weight = self.cast(self.weight, mstype.float32)
         if not self.rows_first:
-            weight = weight.transpose((1, 0))
+            weight = self.transpose(weight, (1, 0))
         lora_a = self.cast(self.mindpet_delta_lora_a, mstype.float32)
         lora_b = self.cast(self.mindpet_delta_lora_b, mstype.float32) * self.cast(self.scaling, mstype.float32)
-        measured = ops.sqrt(self.norm_sum(self.norm_square(weight), 1))
-        agrees = ops.abs(measured - self.first_norm) <= self.rounding * self.first_norm
-        start = ops.select(agrees, self.first_norm, measured)
+        measured = self.sqrt(self.norm_sum(self.norm_square(weight), 1))
+        agrees = self.abs(measured - self.first_norm) <= self.rounding * self.first_norm
+        start = self.select(agrees, self.first_norm, measured)
         along = self.norm_matmul(weight, lora_a)  # (out_channels, lora_rank)
-        own = ops.matmul(lora_b, self.norm_matmul(lora_a, lora_a))
-        growth = (lora_b * (2.0 * along + own)).sum(1)
-        return ops.sqrt(ops.maximum(start * start + growth, 0.0))
+        own = self.growth_matmul(lora_b, self.gram_matmul(lora_a, lora_a))
+        growth = self.growth_sum(lora_b * (2.0 * along + own), 1)
+        return self.sqrt(self.maximum(start * start + growth, 0.0))
 
     def merged_values(self) -> dict[str, np.ndarray]:
         """Return the values with which the base layer alone computes what this layer does, by attribute, in float32.

@@ -79,6 +79,8 @@ class TrainableTokensEmbedding(nn.Embedding):
         self.scaling: Any = 1.0
         self.slot_gather = ops.Gather()
         self.row_gather = ops.Gather()
+        self.maximum = ops.Maximum()
+        self.logical_and = ops.LogicalAnd()
         self.select = ops.Select()
         self.cast = ops.Cast()
         self.reset_rows()
@@ -120,9 +122,9 @@ class TrainableTokensEmbedding(nn.Embedding):
         refuse_merged_training(self)
         base = super().construct(ids)
         slots = self.slot_gather(self.mindpet_state_token_slots, ids, 0)
-        rows = self.row_gather(self.mindpet_delta_tokens_rows, ops.maximum(slots, 0), 0)
-        trained = ops.logical_and(slots >= 0, self.cast(self.scaling, mstype.float32) != 0.0)
-        return self.select(trained.expand_dims(-1), self.cast(rows, base.dtype), base)
+        rows = self.row_gather(self.mindpet_delta_tokens_rows, self.maximum(slots, 0), 0)
+        trained = self.logical_and(slots >= 0, self.cast(self.scaling, mstype.float32) != 0.0)
+        return self.select(self.expand(trained, -1), self.cast(rows, base.dtype), base)
 
     def merged_values(self) -> dict[str, np.ndarray]:
         """Return the table with which the base alone computes what this layer does, by attribute, in float32."""
