@@ -11,19 +11,26 @@ from mindspore.common.initializer import Normal
 from mindpet.delta import (
     AdapterDense,
     AdapterLayer,
+    DoRADense,
     LoRADense,
     LowRankAdapterDense,
     LowRankAdapterLayer,
     LowRankLinear,
+    PiSSADense,
     PrefixEncoder,
     PrefixLayer,
+    VeRADense,
+    make_projection,
 )
 from mindpet.utils.exceptions import NotPositiveError
 
 NAN, INFINITY = float("nan"), float("inf")
 
+LORA_CLASSES = (LoRADense, DoRADense, PiSSADense)
+_LORA = {"in_channels": 6, "out_channels": 4, "lora_rank": 2, "lora_alpha": 3, "lora_dropout": 0.1}
 VALID = {
-    LoRADense: {"in_channels": 6, "out_channels": 4, "lora_rank": 2, "lora_alpha": 3, "lora_dropout": 0.1},
+    **dict.fromkeys(LORA_CLASSES, _LORA),
+    VeRADense: {"in_channels": 6, "out_channels": 4, "vera_rank": 3, "vera_dropout": 0.1},
     AdapterDense: {"in_channels": 6, "out_channels": 4, "bottleneck_size": 3},
     AdapterLayer: {"hidden_size": 6, "bottleneck_size": 3},
     LowRankAdapterDense: {"in_channels": 6, "out_channels": 4, "reduction_factor": 2},
@@ -40,7 +47,7 @@ VALID = {
         "dropout_prob": 0.1,
     },
 }
-BASE_CLASSES = (LoRADense, AdapterDense, LowRankAdapterDense)
+BASE_CLASSES = (*LORA_CLASSES, VeRADense, AdapterDense, LowRankAdapterDense)
 NAMED_CLASSES = (AdapterDense, AdapterLayer, LowRankAdapterDense, LowRankAdapterLayer)
 
 NO_INTS = (2.0, "2", None, True, np.int64(2), Tensor(2), [2])
@@ -64,7 +71,8 @@ def _expect(error, classes, argument, *values):
 
 # Sizes: 0 and negative numbers are documented as TypeError, as ValueError or as both; here they are always both.
 SIZES = {
-    LoRADense: ("in_channels", "out_channels", "lora_rank"),
+    **dict.fromkeys(LORA_CLASSES, ("in_channels", "out_channels", "lora_rank")),
+    VeRADense: ("in_channels", "out_channels", "vera_rank"),
     AdapterDense: ("in_channels", "out_channels", "bottleneck_size"),
     AdapterLayer: ("hidden_size", "bottleneck_size"),
     LowRankAdapterDense: ("in_channels", "out_channels", "reduction_factor", "low_rank_size"),
@@ -93,19 +101,42 @@ _expect(TypeError, (*BASE_CLASSES, *NAMED_CLASSES, LowRankLinear), "compute_dtyp
 _expect(TypeError, NAMED_CLASSES, "non_linearity", None, 1, nn.ReLU(), ["gelu"])
 _expect(ValueError, NAMED_CLASSES, "non_linearity", "no_activation", "GELU", "", "threshold")
 
-# LoRADense
-_expect(TypeError, LoRADense, "lora_alpha", "3", None, True, Tensor(3.0), [3], 3j)
-_expect(ValueError, LoRADense, "lora_alpha", 0, 0.0, NAN, INFINITY)
-_expect(TypeError, LoRADense, "lora_dropout", 0, 1, "0.1", None, False, Tensor(0.1))
-_expect(ValueError, LoRADense, "lora_dropout", 1.0, -0.1, 1.5, NAN, INFINITY)
+# LoRADense and its children, and VeRA
+_expect(TypeError, LORA_CLASSES, "lora_alpha", "3", None, True, Tensor(3.0), [3], 3j)
+_expect(ValueError, LORA_CLASSES, "lora_alpha", 0, 0.0, NAN, INFINITY)
+_expect(TypeError, LORA_CLASSES, "lora_dropout", 0, 1, "0.1", None, False, Tensor(0.1))
+_expect(ValueError, LORA_CLASSES, "lora_dropout", 1.0, -0.1, 1.5, NAN, INFINITY)
 _expect(
-    ValueError, LoRADense, "lora_a_init", _zeros(12), _zeros(2, 6, 1), _zeros(3, 6), _zeros(2, 5), "no_initializer", NAN
+    ValueError,
+    LORA_CLASSES,
+    "lora_a_init",
+    _zeros(12),
+    _zeros(2, 6, 1),
+    _zeros(3, 6),
+    _zeros(2, 5),
+    "no_initializer",
+    NAN,
 )
 _expect(
-    ValueError, LoRADense, "lora_b_init", _zeros(8), _zeros(4, 2, 1), _zeros(5, 2), _zeros(4, 3), "no_initializer", NAN
+    ValueError,
+    LORA_CLASSES,
+    "lora_b_init",
+    _zeros(8),
+    _zeros(4, 2, 1),
+    _zeros(5, 2),
+    _zeros(4, 3),
+    "no_initializer",
+    NAN,
 )
-_expect(TypeError, LoRADense, "lora_a_init", None, [1.0], True)
-_expect(TypeError, LoRADense, "lora_b_init", None, [1.0], True)
+_expect(TypeError, LORA_CLASSES, "lora_a_init", None, [1.0], True)
+_expect(TypeError, LORA_CLASSES, "lora_b_init", None, [1.0], True)
+_expect(TypeError, VeRADense, "vera_dropout", 0, 1, "0.1", None, False, Tensor(0.1))
+_expect(ValueError, VeRADense, "vera_dropout", 1.0, -0.1, 1.5, NAN, INFINITY)
+_expect(TypeError, VeRADense, "d_initial", None, [0.1], True)
+_expect(ValueError, VeRADense, "d_initial", _zeros(4), "no_initializer", NAN)
+_expect(TypeError, VeRADense, "projection", 0, "0", _zeros(3, 6), (_zeros(3, 6), _zeros(4, 3)))
+_expect(ValueError, VeRADense, "projection", *(make_projection(*sizes) for sizes in ((5, 4, 3), (6, 3, 3), (6, 4, 4))))
+_expect(ValueError, PiSSADense, "lora_rank", 5, 7)
 
 # The low-rank layers
 _expect(TypeError, (LowRankAdapterDense, LowRankAdapterLayer), "low_rank_w_init", None, 1.0, _zeros(6, 1), ["normal"])

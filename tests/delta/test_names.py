@@ -14,6 +14,7 @@ from mindspore.common.initializer import HeUniform
 from mindpet.delta import (
     AdapterDense,
     AdapterLayer,
+    DoRADense,
     LoRADense,
     LowRankAdapterDense,
     LowRankAdapterLayer,
@@ -28,12 +29,17 @@ PATHS = {
     "mindpet.delta": [
         "AdapterDense",
         "AdapterLayer",
+        "DoRADense",
         "LoRADense",
         "LowRankAdapterDense",
         "LowRankAdapterLayer",
+        "PiSSADense",
         "PrefixEncoder",
         "PrefixLayer",
         "RDropLoss",
+        "TrainableTokensEmbedding",
+        "VeRADense",
+        "make_projection",
         "rdrop_repeat",
     ],
     "mindpet.delta.adapter": ["AdapterDense", "AdapterLayer", "LowRankAdapterDense", "LowRankAdapterLayer"],
@@ -159,6 +165,15 @@ NAMES = [
     (
         LoRADense(6, 4, 2, 3, has_bias=False),
         {"weight": (4, 6), "mindpet_delta_lora_a": (2, 6), "mindpet_delta_lora_b": (4, 2)},
+    ),
+    (
+        DoRADense(6, 4, 2, 3),
+        {
+            **_OWN,
+            "mindpet_delta_lora_a": (2, 6),
+            "mindpet_delta_lora_b": (4, 2),
+            "mindpet_delta_lora_magnitude": (4,),
+        },
     ),
     (AdapterLayer(4, 3), _ADAPTER),
     (AdapterDense(6, 4, bottleneck_size=3), _OWN | _inside("mindpet_delta_adapter", _ADAPTER)),

@@ -98,12 +98,6 @@ def test_a_merged_layer_does_not_train(mode):
         layer(Tensor(random_input((3, INPUTS))))
 
 
-@pytest.mark.parametrize(("inputs", "outputs"), [(3, 9), (9, 3)])
-def test_a_rank_above_the_channels_is_refused(inputs, outputs):
-    with pytest.raises(ValueError, match="lora_rank"):
-        PiSSADense(inputs, outputs, 4, 8)
-
-
 def _beside_peft(dropout=0.0):
     """Start both from the same weight, whose singular values lie apart, so that only the signs are free."""
     import torch

@@ -102,27 +102,6 @@ def test_a_merged_layer_does_not_train(mode):
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "named"),
-    [
-        ({"vera_rank": 0}, NotPositiveError, "vera_rank"),
-        ({"vera_rank": 2.0}, TypeError, "vera_rank"),
-        ({"vera_dropout": 1.0}, ValueError, "vera_dropout"),
-        ({"vera_dropout": 0}, TypeError, "vera_dropout"),
-        ({"d_initial": None}, TypeError, "d_initial"),
-        ({"param_init_type": mstype.int32}, TypeError, "param_init_type"),
-        ({"projection": 0}, TypeError, "projection"),
-        ({"projection": (Tensor(1.0), Tensor(1.0))}, TypeError, "projection"),
-        ({"projection": make_projection(INPUTS - 1, OUTPUTS, 3)}, ValueError, "projection"),
-        ({"projection": make_projection(INPUTS, OUTPUTS - 1, 3)}, ValueError, "projection"),
-        ({"projection": make_projection(INPUTS, OUTPUTS, 4)}, ValueError, "projection"),
-    ],
-)
-def test_wrong_arguments_are_refused(change, error, named):
-    with pytest.raises(error, match=named):
-        VeRADense(**{"in_channels": INPUTS, "out_channels": OUTPUTS, "vera_rank": 3} | change)
-
-
-@pytest.mark.parametrize(
     ("arguments", "error", "named"),
     [
         ((0, 4, 3), NotPositiveError, "in_channels"),
