@@ -330,3 +330,33 @@ def test_a_bad_folder_of_peft_is_refused_and_changes_nothing(peft, name):
     with pytest.raises(InputError, match=message):
         mindpet.load_adapter(network, peft)
     assert snapshot(network) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_what_peft_has_trained_gives_the_same_logits_here(tmp_path, use_rslora):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import BertForSequenceClassification
+
+    from mindpet.models.bert import BertForSequenceClassification as Here
+    from tests.tiny import write_bert
+
+    base = write_bert(tmp_path / "bert")
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=4, lora_alpha=6, target_modules=["query", "value"], modules_to_save=["classifier"], use_rslora=use_rslora
+    )
+    there = get_peft_model(BertForSequenceClassification.from_pretrained(base, num_labels=3), config).eval()
+    for name, parameter in there.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    there.save_pretrained(tmp_path / "adapter")
+    ids = np.array([[2, 5, 9, 3], [2, 7, 9, 3]], np.int32)
+    expected = there(torch.tensor(ids, dtype=torch.long)).logits.detach().numpy()
+
+    here = Here.from_pretrained(base, num_labels=3)
+    load_unverified(here, tmp_path / "adapter")
+    here.set_train(False)
+    found = here(Tensor(ids), Tensor(np.ones_like(ids)), Tensor(np.zeros_like(ids))).asnumpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
