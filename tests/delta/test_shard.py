@@ -67,6 +67,13 @@ _LORA = {
 _ACTIVATION = {"strategy_activation": (((2, 4),), "activation.relu")}
 EXAMPLES = {
     LoRADense: _LORA | _ACTIVATION,
+    AdapterLayer: _ADAPTER,
+    AdapterDense: _ORIGIN | _inside("mindpet_delta_adapter", _ADAPTER),
+    LowRankAdapterLayer: _LOW_RANK,
+    LowRankAdapterDense: _ORIGIN | _inside("mindpet_delta_low_rank_adapter", _LOW_RANK),
+}
+# The same for the variants of LoRA, which the specification does not have.
+LAYER_EXAMPLES = EXAMPLES | {
     PiSSADense: _LORA | _ACTIVATION,
     DoRADense: _LORA
     | {
@@ -91,10 +98,6 @@ EXAMPLES = {
         "strategy_vera_add": (((2, 4), (2, 4)), "add"),
     }
     | _ACTIVATION,
-    AdapterLayer: _ADAPTER,
-    AdapterDense: _ORIGIN | _inside("mindpet_delta_adapter", _ADAPTER),
-    LowRankAdapterLayer: _LOW_RANK,
-    LowRankAdapterDense: _ORIGIN | _inside("mindpet_delta_low_rank_adapter", _LOW_RANK),
 }
 
 # Dense layers without an activation beside the base layer's.
@@ -108,7 +111,7 @@ def _make(cell):
 
 # A product of two parameters has no batch, so that it starts with a strategy of its own.
 _WHOLE = {f"{_LOW}{name}_sampler.matmul_weight": ((1, 1), (1, 1)) for name in ("down", "up")}
-DEFAULTS = {cell: {} for cell in EXAMPLES} | {
+DEFAULTS = {cell: {} for cell in LAYER_EXAMPLES} | {
     LowRankAdapterLayer: _WHOLE,
     LowRankAdapterDense: {f"mindpet_delta_low_rank_adapter.{path}": whole for path, whole in _WHOLE.items()},
 }
@@ -121,40 +124,40 @@ def semi_auto_parallel():
     mindspore.reset_auto_parallel_context()
 
 
-@pytest.mark.parametrize("cell", EXAMPLES)
+@pytest.mark.parametrize("cell", LAYER_EXAMPLES)
 def test_shard_takes_the_documented_keywords_in_their_order(cell):
     parameters = inspect.signature(cell.shard).parameters
-    assert list(parameters) == ["self", *EXAMPLES[cell]]
-    assert all(parameters[keyword].default is None for keyword in EXAMPLES[cell])
-    assert all(f"{keyword} (tuple)" in cell.shard.__doc__ for keyword in EXAMPLES[cell])
+    assert list(parameters) == ["self", *LAYER_EXAMPLES[cell]]
+    assert all(parameters[keyword].default is None for keyword in LAYER_EXAMPLES[cell])
+    assert all(f"{keyword} (tuple)" in cell.shard.__doc__ for keyword in LAYER_EXAMPLES[cell])
 
 
-@pytest.mark.parametrize("cell", EXAMPLES)
+@pytest.mark.parametrize("cell", LAYER_EXAMPLES)
 def test_each_strategy_reaches_its_primitive_alone(cell):
-    for keyword, (strategy, path) in EXAMPLES[cell].items():
+    for keyword, (strategy, path) in LAYER_EXAMPLES[cell].items():
         layer = _make(cell)
         assert layer.shard(**{keyword: strategy}) is layer
         assert strategies_of(layer) == DEFAULTS[cell] | {path: strategy}
 
 
-@pytest.mark.parametrize("cell", EXAMPLES)
+@pytest.mark.parametrize("cell", LAYER_EXAMPLES)
 def test_strategies_may_be_given_by_position_and_change_no_result(mode, cell):
     layer, plain = randomise(_make(cell)), randomise(_make(cell))
     x = Tensor(random_input((4, INPUTS)))
-    layer.shard(*[strategy for strategy, _ in EXAMPLES[cell].values()])
-    assert strategies_of(layer) == {path: strategy for strategy, path in EXAMPLES[cell].values()}
+    layer.shard(*[strategy for strategy, _ in LAYER_EXAMPLES[cell].values()])
+    assert strategies_of(layer) == {path: strategy for strategy, path in LAYER_EXAMPLES[cell].values()}
     assert np.array_equal(layer(x).asnumpy(), plain(x).asnumpy())
 
 
-@pytest.mark.parametrize("cell", EXAMPLES)
+@pytest.mark.parametrize("cell", LAYER_EXAMPLES)
 def test_none_is_skipped(cell):
     layer = _make(cell)
     layer.shard()
-    layer.shard(**dict.fromkeys(EXAMPLES[cell]))
+    layer.shard(**dict.fromkeys(LAYER_EXAMPLES[cell]))
     assert strategies_of(layer) == DEFAULTS[cell]
 
 
-@pytest.mark.parametrize("cell", [cell for cell in EXAMPLES if cell not in ONE_ACTIVATION])
+@pytest.mark.parametrize("cell", [cell for cell in LAYER_EXAMPLES if cell not in ONE_ACTIVATION])
 def test_the_misprinted_keyword_is_refused_by_the_name_of_the_right_one(cell):
     layer = _make(cell)
     with pytest.raises(TypeError, match="strategy_residual_add"):
@@ -188,7 +191,7 @@ def test_too_many_strategies_are_refused():
     ],
 )
 def test_what_is_no_tuple_of_tuples_is_refused_before_anything_is_set(strategy):
-    for cell, examples in EXAMPLES.items():
+    for cell, examples in LAYER_EXAMPLES.items():
         layer = _make(cell)
         first, *_, last = examples
         with pytest.raises(TypeError, match=last):
@@ -332,12 +335,12 @@ def test_adapter_strategies_follow_from_the_base():
     }
 
 
-@pytest.mark.parametrize("layer", [layer for layer in DENSE_LAYERS.values() if layer.cell in EXAMPLES])
+@pytest.mark.parametrize("layer", [layer for layer in DENSE_LAYERS.values() if layer.cell in LAYER_EXAMPLES])
 def test_a_dense_layer_derives_strategies_for_all_that_shard_reaches(layer):
     base = nn.Dense(INPUTS, OUTPUTS, activation="relu")
     base.matmul.shard(((2, 1), (4, 1)))
     derived = layer.from_dense(base).shard_like(base)
-    assert set(strategies_of(derived)) == {path for _, path in EXAMPLES[layer.cell].values()}
+    assert set(strategies_of(derived)) == {path for _, path in LAYER_EXAMPLES[layer.cell].values()}
 
 
 def test_an_activation_over_the_channels_keeps_them_whole():
