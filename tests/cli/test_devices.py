@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -231,7 +232,10 @@ def test_bad_input_is_said_once_and_gives_exit_code_2(tmp_path, task):
 def test_the_same_command_runs_under_msrun(tmp_path, task):
     out = tmp_path / "run"
     msrun = [str(Path(sys.executable).with_name("msrun")), "--worker_num", "2", "--local_worker_num", "2"]
-    msrun += ["--join", "True", "--master_port", "18765", "--log_dir", str(tmp_path / "logs")]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    msrun += ["--join", "True", "--master_port", port, "--log_dir", str(tmp_path / "logs")]
     command = [*msrun, str(Path(sys.executable).with_name("mindpet")), *task, "--epochs", "1", "--out", str(out)]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"PATH": path})
