@@ -140,8 +140,9 @@ class DoRADense(LoRADense):
         """Return ||weight + scaling * lora_b lora_a|| over the input channels, of shape (out_channels,), in float32.
 
         With P = scaling * lora_b lora_a it is the root of ||weight||^2 + (2 <weight, P> + ||P||^2), which needs no
-        matrix as large as the weight, and where the bracket is exactly zero while lora_b is. The norm of the weight
-        itself is the first one, which was computed exactly, as long as the weight's norm agrees with it to rounding.
+        matrix as large as the weight, and where the bracket is exactly zero while lora_b is; the root of a square is
+        then the number itself, rounding included. The norm of the weight itself is the first one, with which the
+        magnitude has started, as long as the weight's norm agrees with it to rounding.
         """
         weight = self.cast(self.weight, mstype.float32)
         if not self.rows_first:
