@@ -19,6 +19,7 @@ from mindpet.tuning.config import PeftConfig
 from mindpet.utils.nearest import nearest_names
 
 __all__ = [
+    "CONFIGS",
     "FULL",
     "HEAD",
     "METHOD_NAMES",
@@ -53,6 +54,7 @@ _OTHER_DEFAULTS: dict[str, dict[str, Any]] = {"lora": {"lora_alpha": 16.0}}
 
 
 def _below(config: type[PeftConfig]) -> Iterator[type[PeftConfig]]:
+    """Yield the configurations that are made from this one."""
     for child in config.__subclasses__():
         yield child
         yield from _below(child)

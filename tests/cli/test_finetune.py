@@ -15,6 +15,7 @@ from mindpet.train.methods import METHOD_NAMES
 from tests.methods import FIELDS
 from tests.tiny import CONFIG, write_bert, write_task
 
+FAST = ("lora", "bitfit", "full")  # the others differ from LoRA in what tests/train looks at
 METRICS = {
     *("method", "seed", "epochs", "trainable_params", "total_params", "trainable_ratio", "accuracy"),
     *("baseline_accuracy", "probe_accuracy", "static_memory_mb", "peak_memory_mb", "step_ms_median"),
@@ -54,7 +55,9 @@ def _options(method):
     ]
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in METHOD_NAMES]
+)
 def test_a_run_learns_and_leaves_a_whole_run_folder(monkeypatch, tmp_path, capsys, task, method):
     out = tmp_path / "run"
     more = [*_options(method), *([] if method == "lora" else ["--no-baselines"])]
