@@ -73,13 +73,13 @@ class DoRADense(LoRADense):
         )
         self.magnitude_mul = ops.Mul()
         self.magnitude_add = ops.Add()
-        self.norm_square = ops.Square()
-        self.norm_sum = ops.ReduceSum()
-        self.norm_matmul = ops.MatMul(transpose_b=True)
-        self.gram_matmul = ops.MatMul(transpose_b=True)
-        self.growth_matmul = ops.MatMul()
-        self.growth_sum = ops.ReduceSum()
-        self.transpose = ops.Transpose()
+        # Without a strategy, data parallelism would cut these matrices, which have no batch.
+        self.norm_transpose = ops.Transpose().shard(((1, 1),))
+        self.norm_scale = ops.Mul().shard(((1, 1), ()))
+        self.norm_matmul = ops.MatMul().shard(((1, 1), (1, 1)))
+        self.norm_add = ops.Add().shard(((1, 1), (1, 1)))
+        self.norm_mul = ops.Mul().shard(((1, 1), (1, 1)))
+        self.norm_sum = ops.ReduceSum().shard(((1, 1),))
         self.abs = ops.Abs()
         self.select = ops.Select()
         self.maximum = ops.Maximum()
@@ -139,22 +139,20 @@ class DoRADense(LoRADense):
     def norm(self) -> Tensor:
         """Return ||weight + scaling * lora_b lora_a|| over the input channels, of shape (out_channels,), in float32.
 
-        With P = scaling * lora_b lora_a it is the root of ||weight||^2 + (2 <weight, P> + ||P||^2), which needs no
-        matrix as large as the weight, and where the bracket is exactly zero while lora_b is; the root of a square is
-        then the number itself, rounding included. The norm of the weight itself is the first one, with which the
-        magnitude has started, as long as the weight's norm agrees with it to rounding.
+        With P = scaling * lora_b lora_a it is the root of ||weight||^2 + <P, 2 weight + P>. The product is exactly zero
+        while lora_b is; the root of a square is then the number itself, rounding included. The norm of the weight alone
+        is the first one, with which the magnitude has started, as long as the weight's norm agrees with it to rounding.
         """
         weight = self.cast(self.weight, mstype.float32)
         if not self.rows_first:
-            weight = self.transpose(weight, (1, 0))
+            weight = self.norm_transpose(weight, (1, 0))
         lora_a = self.cast(self.mindpet_delta_lora_a, mstype.float32)
-        lora_b = self.cast(self.mindpet_delta_lora_b, mstype.float32) * self.cast(self.scaling, mstype.float32)
-        measured = self.sqrt(self.norm_sum(self.norm_square(weight), 1))
+        lora_b = self.cast(self.mindpet_delta_lora_b, mstype.float32)
+        change = self.norm_matmul(self.norm_scale(lora_b, self.cast(self.scaling, mstype.float32)), lora_a)
+        growth = self.norm_sum(self.norm_mul(change, self.norm_add(weight, self.norm_add(weight, change))), 1)
+        measured = self.sqrt(self.norm_sum(self.norm_mul(weight, weight), 1))
         agrees = self.abs(measured - self.first_norm) <= self.rounding * self.first_norm
         start = self.select(agrees, self.first_norm, measured)
-        along = self.norm_matmul(weight, lora_a)  # (out_channels, lora_rank)
-        own = self.growth_matmul(lora_b, self.gram_matmul(lora_a, lora_a))
-        growth = self.growth_sum(lora_b * (2.0 * along + own), 1)
         return self.sqrt(self.maximum(start * start + growth, 0.0))
 
     def merged_values(self) -> dict[str, np.ndarray]:
@@ -185,9 +183,12 @@ class DoRADense(LoRADense):
             "strategy_lora_add": ("add", "no,no"),
             "strategy_magnitude_mul": ("magnitude_mul", "no,o"),
             "strategy_magnitude_add": ("magnitude_add", "no,no"),
-            "strategy_norm_square": ("norm_square", "oi"),
+            "strategy_norm_transpose": ("norm_transpose", "io"),
+            "strategy_norm_scale": ("norm_scale", "or,"),
+            "strategy_norm_matmul": ("norm_matmul", "or,ri"),
+            "strategy_norm_add": ("norm_add", "oi,oi"),
+            "strategy_norm_mul": ("norm_mul", "oi,oi"),
             "strategy_norm_sum": ("norm_sum", "oi"),
-            "strategy_norm_matmul": ("norm_matmul", "oi,ri"),
             "strategy_activation": ("activation", "no"),
         }
     )

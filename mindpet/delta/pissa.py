@@ -6,6 +6,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from mindpet.delta._checks import check_not_above
+from mindpet.delta._dense import make_parameter
 from mindpet.delta._host import host_values
 from mindpet.delta._state import refuse_merged_training
 from mindpet.delta.lora import LoRADense
@@ -152,4 +153,6 @@ class PiSSADense(LoRADense):
 
 
 def _frozen_twin(factor: Parameter, name: str) -> Parameter:
-    return Parameter(ops.zeros_like(factor), name=name, requires_grad=False)
+    twin = make_parameter(name, "zeros", tuple(factor.shape), factor.dtype, name)
+    twin.requires_grad = False
+    return twin

@@ -139,8 +139,9 @@ class VeRADense(DeltaDense):
         self.vera_rank = vera_rank
         self.scaling: Any = 1.0
         self.vera_dropout = get_dropout(vera_dropout)
-        self.vera_a_slice = ops.Slice()
-        self.vera_b_slice = ops.Slice()
+        # Without a strategy, data parallelism would cut these matrices, which have no batch.
+        self.vera_a_slice = ops.Slice().shard(((1, 1),))
+        self.vera_b_slice = ops.Slice().shard(((1, 1),))
         self.vera_a_matmul = ops.MatMul(transpose_b=True)
         self.vera_b_matmul = ops.MatMul(transpose_b=True)
         self.lambda_d_mul = ops.Mul()

@@ -80,9 +80,12 @@ LAYER_EXAMPLES = EXAMPLES | {
         "strategy_lora_mul": (((2, 4), (4,)), "mul"),
         "strategy_magnitude_mul": (((2, 4), (4,)), "magnitude_mul"),
         "strategy_magnitude_add": (((2, 4), (2, 4)), "magnitude_add"),
-        "strategy_norm_square": (((4, 1),), "norm_square"),
-        "strategy_norm_sum": (((4, 1),), "norm_sum"),
+        "strategy_norm_transpose": (((1, 4),), "norm_transpose"),
+        "strategy_norm_scale": (((4, 1), ()), "norm_scale"),
         "strategy_norm_matmul": (((4, 1), (1, 1)), "norm_matmul"),
+        "strategy_norm_add": (((4, 1), (4, 1)), "norm_add"),
+        "strategy_norm_mul": (((4, 1), (4, 1)), "norm_mul"),
+        "strategy_norm_sum": (((4, 1),), "norm_sum"),
     }
     | _ACTIVATION,
     VeRADense: {
@@ -109,9 +112,18 @@ def _make(cell):
     return layer.make(activation="relu") if layer.has_base else layer.make()
 
 
-# A product of two parameters has no batch, so that it starts with a strategy of its own.
+# What has parameters alone as its inputs has no batch, so that it starts with a strategy of its own.
 _WHOLE = {f"{_LOW}{name}_sampler.matmul_weight": ((1, 1), (1, 1)) for name in ("down", "up")}
 DEFAULTS = {cell: {} for cell in LAYER_EXAMPLES} | {
+    DoRADense: {
+        "norm_transpose": ((1, 1),),
+        "norm_scale": ((1, 1), ()),
+        "norm_matmul": ((1, 1), (1, 1)),
+        "norm_add": ((1, 1), (1, 1)),
+        "norm_mul": ((1, 1), (1, 1)),
+        "norm_sum": ((1, 1),),
+    },
+    VeRADense: {"vera_a_slice": ((1, 1),), "vera_b_slice": ((1, 1),)},
     LowRankAdapterLayer: _WHOLE,
     LowRankAdapterDense: {f"mindpet_delta_low_rank_adapter.{path}": whole for path, whole in _WHOLE.items()},
 }
