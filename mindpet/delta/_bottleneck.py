@@ -10,7 +10,10 @@ __all__ = ["BottleneckLayer"]
 
 
 class BottleneckLayer(nn.Cell):
-    """x + bottleneck(x), where a child's `bottleneck` maps (rows, hidden_size) to the same shape."""
+    """x + scaling * bottleneck(x), where a child's `bottleneck` maps (rows, hidden_size) to the same shape.
+
+    `scaling` is 1, and costs nothing as long as it is a number; `hold_scale` puts a Parameter there.
+    """
 
     def __init__(self, non_linearity: str, param_init_type: Any, compute_dtype: Any) -> None:
         check_non_linearity("non_linearity", non_linearity)
@@ -20,6 +23,8 @@ class BottleneckLayer(nn.Cell):
         self.compute_dtype = compute_dtype
         # Softmax2d works on the axes before the last two, so that they must stay.
         self.flattens = non_linearity != "softmax2d"
+        self.scaling: Any = 1.0
+        self.scale_mul = ops.Mul()
         self.residual_add = ops.Add()
         self.cast = ops.Cast()
         self.reshape = ops.Reshape()
@@ -30,5 +35,7 @@ class BottleneckLayer(nn.Cell):
         shape = self.shape_op(x)
         rows = self.reshape(x, (-1, shape[-1])) if self.flattens and len(shape) != 2 else x
         change = self.cast(self.bottleneck(self.cast(rows, self.compute_dtype)), x.dtype)
+        if not isinstance(self.scaling, float):
+            change = self.scale_mul(change, self.cast(self.scaling, x.dtype))
         output = self.residual_add(rows, change)
         return self.reshape(output, shape) if self.flattens and len(shape) != 2 else output

@@ -9,6 +9,7 @@ from functools import partial
 from mindspore import nn
 from mindspore.common import dtype as mstype
 
+from mindpet.tuning.capacity import enlarge, plan_adapter_for, write_adapter
 from mindpet.tuning.compiled import forget_compiled, refuse_stale
 from mindpet.tuning.config import PeftConfig
 from mindpet.tuning.layers import Network
@@ -19,11 +20,18 @@ from mindpet.tuning.state import STATE_ATTRIBUTE, Feed, PeftState, Replacement, 
 from mindpet.utils.exceptions import InputError
 from mindpet.utils.names import DELTA_MARK
 
-__all__ = ["detach", "get_peft_model"]
+__all__ = ["as_configs", "detach", "get_peft_model"]
 
 
 def get_peft_model(
-    network: nn.Cell, config: PeftConfig | Sequence[PeftConfig], compute_dtype: mstype.Type | None = None
+    network: nn.Cell,
+    config: PeftConfig | Sequence[PeftConfig],
+    compute_dtype: mstype.Type | None = None,
+    *,
+    max_rank: int | None = None,
+    max_tokens: int | None = None,
+    max_targets: str | Sequence[str] | None = None,
+    adapter_name: str = "default",
 ) -> nn.Cell:
     """Attach one or several methods and freeze everything but their parameters and `modules_to_save`.
 
@@ -34,6 +42,10 @@ def get_peft_model(
     With LoRA, IA3, BitFit and adapters the output is the same to the last bit until they are trained, as long as
     `compute_dtype` is the dtype in which the network multiplied before; the other methods change it at once.
 
+    What is attached has room for other adapters of the same methods (`mindpet.add_adapter`): of any rank, number of
+    tokens and choice of layers up to those of `config`, or up to what is said here. Room that an adapter does not use
+    holds zeros, which are not trained and not saved.
+
     Args:
         network: Any network. Layers that are replaced may be nn.Dense, mint.nn.Linear and what says that it computes
             as they do (`mindpet.tuning.layers.is_dense`), for LoRA nn.Embedding and nn.Conv2d too. Prefixes need
@@ -41,6 +53,13 @@ def get_peft_model(
         config: What to attach: one configuration, or a list where methods are combined.
         compute_dtype: The dtype of the adapted layers' products; by default the one that each layer names, else that of
             its weight.
+        max_rank: The largest rank for which there is room; with adapters the bottleneck, with low-rank adapters the
+            size of the thin products.
+        max_tokens: The largest number of tokens for which there is room: virtual ones, or trained ones of an
+            embedding.
+        max_targets: All layers for which there is room, written like `target_modules`; where several methods are
+            attached, for each that has `target_modules`.
+        adapter_name: The name of the adapter that is attached and active.
 
     Returns:
         `network` itself.
@@ -49,16 +68,22 @@ def get_peft_model(
         InputError: An entry matches nothing, two methods want one layer, something is attached already, or a layer
             cannot be adapted.
         CompiledNetworkError: An optimizer, or a function captured as bytecode, lives that would not notice the change.
-        TypeError: `network` is no Cell or `config` no configuration.
+        TypeError: `network` is no Cell, `config` no configuration, or another argument of a wrong type.
     """
-    configs = _as_configs(network, config)
+    configs = as_configs(network, config)
+    _check_room(max_rank, max_tokens, adapter_name)
     _check_fresh(network)
     refuse_stale(network)
     view = Network(network)
     plans = [METHODS[one.method].plan(view, one, compute_dtype) for one in configs]
-    _check_conflicts(plans)
-    _check_reachable(network, view, plans)
-    _carry_out(network, view, plans)
+    roomy = [enlarge(one, max_rank, max_tokens, max_targets) for one in configs]
+    larger = [
+        plan if one == plan.config else METHODS[one.method].plan(view, one, compute_dtype)
+        for one, plan in zip(roomy, plans, strict=True)
+    ]
+    _check_conflicts(larger)
+    _check_reachable(network, view, larger)
+    _carry_out(network, view, plans, larger, adapter_name)
     return network
 
 
@@ -85,7 +110,13 @@ def detach(network: nn.Cell) -> None:
     forget_compiled()
 
 
-def _as_configs(network: nn.Cell, config: PeftConfig | Sequence[PeftConfig]) -> tuple[PeftConfig, ...]:
+def as_configs(network: nn.Cell, config: PeftConfig | Sequence[PeftConfig]) -> tuple[PeftConfig, ...]:
+    """Return one configuration or several as a tuple.
+
+    Raises:
+        InputError: There is none, or two of one method.
+        TypeError: `network` is no Cell or `config` no configuration.
+    """
     if not isinstance(network, nn.Cell):
         raise TypeError(f"the network is a {type(network).__name__}; give a mindspore.nn.Cell")
     configs = (config,) if isinstance(config, PeftConfig) else tuple(config)
@@ -98,6 +129,16 @@ def _as_configs(network: nn.Cell, config: PeftConfig | Sequence[PeftConfig]) -> 
     if twice:
         raise InputError(f"config names {', '.join(twice)} twice; give each method one configuration")
     return configs
+
+
+def _check_room(max_rank: object, max_tokens: object, adapter_name: object) -> None:
+    for name, value in (("max_rank", max_rank), ("max_tokens", max_tokens)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise TypeError(f"{name} is {value!r}; give an int above 0, or None")
+        if value is not None and value <= 0:
+            raise InputError(f"{name} is {value}; give an int above 0, or None")
+    if not isinstance(adapter_name, str) or not adapter_name:
+        raise TypeError(f"adapter_name is {adapter_name!r}; give a text that is not empty")
 
 
 def _check_fresh(network: nn.Cell) -> None:
@@ -160,26 +201,38 @@ def _check_reachable(network: nn.Cell, view: Network, plans: Sequence[Plan]) -> 
                 )
 
 
-def _carry_out(network: nn.Cell, view: Network, plans: Sequence[Plan]) -> None:
-    """Make all changes, or none if one fails."""
-    own = {parameter.name: parameter for parameter in network.get_parameters()}
+def _carry_out(network: nn.Cell, view: Network, own: Sequence[Plan], plans: Sequence[Plan], name: str) -> None:
+    """Make all changes, or none if one fails.
+
+    Args:
+        network: The network.
+        view: Its cells.
+        own: What the first adapter needs.
+        plans: The same with room for others.
+        name: The first adapter's name.
+    """
+    before = {parameter.name: parameter for parameter in network.get_parameters()}
     state = PeftState(
-        configs=tuple(plan.config for plan in plans),
-        was_trainable={name: parameter.requires_grad for name, parameter in own.items()},
-        matches=tuple(match for plan in plans for match in plan.matches),
+        configs=tuple(plan.config for plan in own),
+        was_trainable={name: parameter.requires_grad for name, parameter in before.items()},
+        matches=tuple(match for plan in own for match in plan.matches),
+        sizes={plan.config.method: plan.config.size for plan in plans},
+        active=name,
     )
-    marked = {name for plan in plans for name in plan.trained}
-    state.marked = {name: own[name].asnumpy().copy() for name in own if name in marked}
+    marked = {name for plan in own for name in plan.trained}
+    state.marked = {name: before[name].asnumpy().copy() for name in before if name in marked}
     undo: list[Callable[[], object]] = []
     try:
         _swap(network, view, plans, state, undo)
         _feed(network, view, plans, state, undo)
         for parameter in network.get_parameters():
             undo.append(partial(setattr, parameter, "requires_grad", parameter.requires_grad))
-            if parameter.name in own:  # what a new cell holds trains as the cell has it
+            if parameter.name in before:  # what a new cell holds trains as the cell has it
                 parameter.requires_grad = parameter.name in marked
         undo.append(partial(_take_away, network, STATE_ATTRIBUTE))
         state.parameters = {parameter.name: parameter for parameter in network.get_parameters()}
+        state.adapters[name] = plan_adapter_for(network, state, state.configs, own)
+        write_adapter(state, state.adapters[name].values)
         setattr(network, STATE_ATTRIBUTE, state)
         forget_compiled()
     except BaseException:

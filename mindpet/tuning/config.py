@@ -63,8 +63,20 @@ class PeftConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     method: ClassVar[str]
+    size_field: ClassVar[str | None] = None  # the field that says how large the method's parameters are
+    capacity: ClassVar[str] = "max_rank"  # the argument of get_peft_model that leaves room for a larger one
+    switched: ClassVar[frozenset[str]] = frozenset()  # fields in which the adapters of one network may differ
 
     modules_to_save: _Names = ()
+
+    @property
+    def size(self) -> int:
+        """How large the method's parameters are: the rank, or the number of tokens; 0 where there is no such number."""
+        return 0 if self.size_field is None else getattr(self, self.size_field)
+
+    def enlarged(self, size: int) -> PeftConfig:
+        """Return a configuration that is the same but for its size, in every layer."""
+        return self.model_copy(update={self.size_field: size} if self.size_field else {})
 
 
 class LoraConfig(PeftConfig):
@@ -95,6 +107,8 @@ class LoraConfig(PeftConfig):
     """
 
     method: ClassVar[str] = "lora"
+    size_field: ClassVar[str | None] = "r"
+    switched: ClassVar[frozenset[str]] = frozenset({"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"})
 
     r: _Size = _named(8, "r", "lora_rank")
     lora_alpha: _Scale = 8
@@ -115,6 +129,15 @@ class LoraConfig(PeftConfig):
             other = "use_dora" if self.use_dora else "lora_a_init"
             raise ValueError(f"init_lora_weights is 'pissa' and {other} is set too; give one of them")
         return self
+
+    @property
+    def size(self) -> int:
+        """The largest rank of any layer."""
+        return max(self.r, *self.rank_pattern.values(), 0)
+
+    def enlarged(self, size: int) -> LoraConfig:
+        """Return a configuration that is the same but for its rank, in every layer."""
+        return self.model_copy(update={"r": size, "rank_pattern": {}})
 
     def scale_numerator(self, rank: int, alpha: float) -> float:
         """Return by what number, divided by the rank, a branch of this rank and `lora_alpha` is multiplied."""
@@ -137,6 +160,8 @@ class AdapterConfig(PeftConfig):
     """
 
     method: ClassVar[str] = "adapter"
+    size_field: ClassVar[str | None] = "bottleneck_size"
+    switched: ClassVar[frozenset[str]] = frozenset({"bottleneck_size"})
 
     bottleneck_size: _Size = 64
     non_linearity: _Name = "gelu"
@@ -162,6 +187,8 @@ class LowRankAdapterConfig(PeftConfig):
     """
 
     method: ClassVar[str] = "low_rank_adapter"
+    size_field: ClassVar[str | None] = "low_rank_size"
+    switched: ClassVar[frozenset[str]] = frozenset({"low_rank_size"})
 
     reduction_factor: _Size = 32
     low_rank_size: _Size = 1
@@ -185,6 +212,9 @@ class PrefixConfig(PeftConfig):
     """
 
     method: ClassVar[str] = "prefixtuning"
+    size_field: ClassVar[str | None] = "num_virtual_tokens"
+    capacity: ClassVar[str] = "max_tokens"
+    switched: ClassVar[frozenset[str]] = frozenset({"num_virtual_tokens"})
 
     num_virtual_tokens: _Size = _named(16, "num_virtual_tokens", "prefix_token_num")
     encoder_hidden_size: _Size = _named(512, "encoder_hidden_size", "mid_dim")
@@ -206,6 +236,9 @@ class PTuning2Config(PeftConfig):
     """
 
     method: ClassVar[str] = "ptuning2"
+    size_field: ClassVar[str | None] = "num_virtual_tokens"
+    capacity: ClassVar[str] = "max_tokens"
+    switched: ClassVar[frozenset[str]] = frozenset({"num_virtual_tokens"})
 
     num_virtual_tokens: _Size = _named(16, "num_virtual_tokens", "pre_seq_len", "prefix_token_num")
     prefix_projection: Annotated[bool, Field(strict=True)] = False
@@ -239,6 +272,7 @@ class IA3Config(PeftConfig):
     """
 
     method: ClassVar[str] = "ia3"
+    switched: ClassVar[frozenset[str]] = frozenset({"feedforward_modules"})
 
     target_modules: _Targets = None
     feedforward_modules: _Targets = None
@@ -260,6 +294,8 @@ class VeraConfig(PeftConfig):
     """
 
     method: ClassVar[str] = "vera"
+    size_field: ClassVar[str | None] = "r"
+    switched: ClassVar[frozenset[str]] = frozenset({"r", "d_initial", "projection_prng_key"})
 
     r: _Size = 256
     vera_dropout: _Rate = 0.0
@@ -280,6 +316,19 @@ class TrainableTokensConfig(PeftConfig):
     """
 
     method: ClassVar[str] = "tokens"
+    size_field: ClassVar[str | None] = "token_indices"
+    capacity: ClassVar[str] = "max_tokens"
+    switched: ClassVar[frozenset[str]] = frozenset({"token_indices"})
 
     token_indices: tuple[_Whole, ...] = ()
     target_modules: _Targets = None
+
+    @property
+    def size(self) -> int:
+        """The number of tokens."""
+        return len(self.token_indices)
+
+    def enlarged(self, size: int) -> TrainableTokensConfig:
+        """Return a configuration with as many tokens: these, and others of the table to fill up."""
+        others = [token for token in range(size) if token not in self.token_indices]
+        return self.model_copy(update={"token_indices": (*self.token_indices, *others)[:size]})

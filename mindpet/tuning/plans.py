@@ -38,6 +38,7 @@ from mindpet.tuning.placements import Placement, placement_of
 from mindpet.tuning.prefixes import ENCODER_NAME, EncoderPrefix, LayerPrefix, name_parameters, takes_prefix
 from mindpet.tuning.targets import ALL_LINEAR, TargetMatch, match_keys, match_targets
 from mindpet.utils.exceptions import InputError
+from mindpet.utils.names import DELTA_MARK
 
 __all__ = [
     "Plan",
@@ -244,7 +245,9 @@ def plan_ptuning2(network: Network, config: PTuning2Config, compute_dtype: Any) 
     encoder.set_train(network.root.training)
     plan.children[ENCODER_NAME] = encoder
     for number, (path, attention) in enumerate(attentions.items()):
-        _feed(plan, path, attention, EncoderPrefix(encoder, number))
+        prefix = EncoderPrefix(encoder, number)
+        prefix.mindpet_state_visible.name = f"{path}.prefix.{prefix.mindpet_state_visible.name}"
+        _feed(plan, path, attention, prefix)
     return plan
 
 
@@ -348,8 +351,9 @@ def _replace(
             cell = build(path, view.layer, view.dtype if compute_dtype is None else compute_dtype)
         except (TypeError, ValueError, KeyError) as error:
             raise InputError(f"{path} cannot be adapted by {plan.config.method}: {error}") from error
-        if hasattr(cell, "scaling"):
-            hold_scale(cell)
+        scaled = cell if hasattr(cell, "scaling") else getattr(cell, f"{DELTA_MARK}{plan.config.method}", None)
+        if scaled is not None:
+            hold_scale(scaled)
         plan.cells[path] = cell
 
 

@@ -12,18 +12,24 @@ that is added to the scores: 0 is visible.
 
 from __future__ import annotations
 
-from mindspore import Tensor, nn
+from mindspore import Parameter, Tensor, nn, ops
 
 from mindpet.delta.prefix_layer import PrefixLayer
 from mindpet.delta.ptuning2 import PrefixEncoder
+from mindpet.utils.names import STATE_MARK
 
 __all__ = ["ENCODER_NAME", "EncoderPrefix", "LayerPrefix", "name_parameters", "takes_prefix"]
 
 ENCODER_NAME = "mindpet_prefix_encoder"  # where the encoder that all attentions share hangs on the network
 
+_HIDDEN = 1e4  # subtracted from the score of a hidden key; the softmax then gives exactly 0, in float16 too
+
 
 class LayerPrefix(nn.Cell):
     """The prefix of one attention, from a layer of its own.
+
+    `mindpet_state_visible` (tokens,), a Parameter without gradient, is 1 for a token that is seen and 0 for one that is
+    not.
 
     Args:
         layer: Made with batch_size=1, so that it serves any batch.
@@ -32,14 +38,18 @@ class LayerPrefix(nn.Cell):
     def __init__(self, layer: PrefixLayer) -> None:
         super().__init__()
         self.layer = layer
+        self.mindpet_state_visible = _all_visible(layer.prefix_token_num)
 
     def construct(self, key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Prepend the prefix to keys and values (batch, length, hidden) and to an additive mask (..., length)."""
-        return self.layer.extend(key, value, mask, additive=True)
+        key, value, mask = self.layer.extend(key, value, mask, additive=True)
+        return key, value, _hide(mask, self.mindpet_state_visible)
 
 
 class EncoderPrefix(nn.Cell):
     """The prefix of one attention, from the encoder that all attentions share.
+
+    `mindpet_state_visible` is as in LayerPrefix.
 
     Args:
         encoder: The encoder.
@@ -50,11 +60,13 @@ class EncoderPrefix(nn.Cell):
         super().__init__(auto_prefix=False)
         self.encoder = encoder
         self.number = number
+        self.mindpet_state_visible = _all_visible(encoder.pre_seq_len)
 
     def construct(self, key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Prepend the prefix to keys and values (batch, length, hidden) and to an additive mask (..., length)."""
         prefix = self.encoder.layer_prefix(self.number, key.shape[0], key.dtype)
-        return self.encoder.extend(prefix, key, value, mask, additive=True)
+        key, value, mask = self.encoder.extend(prefix, key, value, mask, additive=True)
+        return key, value, _hide(mask, self.mindpet_state_visible)
 
 
 def takes_prefix(cell: nn.Cell) -> bool:
@@ -66,3 +78,14 @@ def name_parameters(cell: nn.Cell, path: str) -> None:
     """Name the parameters of a new cell as if it hung at `path`."""
     for name, parameter in cell.parameters_and_names():
         parameter.name = f"{path}.{name}"
+
+
+def _all_visible(tokens: int) -> Parameter:
+    return Parameter(ops.ones((tokens,)), name=f"{STATE_MARK}visible", requires_grad=False)
+
+
+def _hide(mask: Tensor, visible: Tensor) -> Tensor:
+    """Return an additive mask (..., tokens + length) in which the tokens with `visible` 0 are hidden."""
+    tokens = visible.shape[0]
+    hidden = (visible.astype(mask.dtype) - 1.0) * _HIDDEN
+    return ops.concat((mask[..., :tokens] + hidden, mask[..., tokens:]), -1)

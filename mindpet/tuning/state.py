@@ -19,6 +19,7 @@ __all__ = [
     "STATE_ATTRIBUTE",
     "STATE_MARK",
     "Feed",
+    "NamedAdapter",
     "PeftState",
     "Replacement",
     "adapter_parameters",
@@ -66,11 +67,29 @@ class Feed:
 
 
 @dataclass
+class NamedAdapter:
+    """The values that one adapter has for the parameters of a network.
+
+    Attributes:
+        configs: What it was made from.
+        matches: What each entry of the configurations has matched.
+        shapes: The shape of each of its parameters, by the name that the network's has. This one may be larger.
+        values: Their values and those of the marked parameters, on the host; of the active adapter those from before
+            it was activated.
+    """
+
+    configs: tuple[PeftConfig, ...]
+    matches: tuple[TargetMatch, ...]
+    shapes: dict[str, tuple[int, ...]]
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass
 class PeftState:
     """What `get_peft_model` has changed, and what undoing it needs.
 
     Attributes:
-        configs: What was attached, in order.
+        configs: What was attached, in order; with several adapters, the active one's.
         replacements: The replaced layers, in the network's order.
         feeds: The prefix cells, in the network's order.
         children: Names of further cells that hang on the network itself, such as a prefix encoder.
@@ -81,6 +100,11 @@ class PeftState:
         was_trainable: `requires_grad` of each parameter before attaching, by name.
         matches: What each entry of the configurations has matched.
         merged: What merging keeps; None while nothing is merged.
+        sizes: For how large a rank or how many tokens there is room, by method.
+        adapters: The adapters by name.
+        active: The name of the one whose values the parameters hold, or hold again when it is enabled.
+        enabled: Whether it is at work.
+        stacked: What choosing an adapter for each example has put in; None where it is off.
     """
 
     configs: tuple[PeftConfig, ...]
@@ -92,6 +116,17 @@ class PeftState:
     was_trainable: dict[str, bool] = field(default_factory=dict)
     matches: tuple[TargetMatch, ...] = ()
     merged: Any = None
+    sizes: dict[str, int] = field(default_factory=dict)
+    adapters: dict[str, NamedAdapter] = field(default_factory=dict)
+    active: str = "default"
+    enabled: bool = True
+    stacked: Any = None
+
+    @property
+    def cells(self) -> dict[str, Any]:
+        """The cells of the methods, by path."""
+        replaced: dict[str, Any] = {one.path: one.cell for one in self.replacements}
+        return replaced | {one.path: one.cell for one in self.feeds}
 
 
 def state_of(network: nn.Cell) -> PeftState | None:
