@@ -80,9 +80,11 @@ def view_layer(path: str, cell: nn.Cell) -> LayerView:
     """Return what the delta layers take over from a dense layer, embedding or convolution.
 
     Raises:
-        InputError: The layer computes something of its own, or casts by `to_float`, which the layer in
+        InputError: The layer computes something of its own, casts by `to_float` or has hooks, which the layer in
             its place would not.
     """
+    if own := _find_own_code(cell):
+        raise InputError(f"{path} has {own}, which the layer in its place would not run; remove it before attaching")
     if any(cell.get_flags().get(name) for name in ("fp16", "fp32", "bf16")):
         raise InputError(
             f"{path} casts its inputs, by to_float or automatic mixed precision; attach to the network as it was made,"
@@ -101,6 +103,15 @@ def view_layer(path: str, cell: nn.Cell) -> LayerView:
     if getattr(cell, "expert_num", 1) != 1 or getattr(cell, "use_gmm", False):
         raise InputError(f"{path} multiplies for several experts, which no method here can adapt; leave it out")
     return LayerView(_view_of(cell), getattr(cell, "dtype", None))
+
+
+def _find_own_code(cell: nn.Cell) -> str | None:
+    """Return what was put on this very cell and changes what it does: a hook, or a `construct` in the class's place."""
+    held = vars(cell)
+    if "construct" in held:
+        return "a construct of its own"
+    hooks = (name for name, value in held.items() if "hook" in name and isinstance(value, dict) and value)
+    return "a hook (register_forward_hook and the like)" if any(hooks) else None
 
 
 def _view_of(cell: nn.Cell) -> nn.Dense:

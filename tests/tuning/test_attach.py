@@ -345,11 +345,23 @@ class _Listed(nn.Cell):
         return self.layers[0](x)
 
 
+def _with_hook(dense):
+    dense.register_forward_hook(lambda cell, inputs, output: 2 * output)
+    return dense
+
+
+def _with_construct(dense):
+    dense.construct = lambda x: 2 * x
+    return dense
+
+
 @pytest.mark.parametrize(
     ("network", "said"),
     [
         (nn.SequentialCell(_Scaled(4, 4)), "0 cannot be adapted: .* is a _Scaled"),
         (nn.SequentialCell(nn.Dense(4, 4).to_float(mstype.float16)), "0 casts its inputs, by to_float"),
+        (nn.SequentialCell(_with_hook(nn.Dense(4, 4))), "0 has a hook"),
+        (nn.SequentialCell(_with_construct(nn.Dense(4, 4))), "0 has a construct of its own"),
         (_Listed(), "query also stands in the plain tuple layers of _Listed"),
     ],
 )
