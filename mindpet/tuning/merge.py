@@ -57,7 +57,7 @@ class _Planned:
 
 
 def merge(network: nn.Cell, tolerance: float | None = None, keep_base: bool = True) -> MergeReport:
-    """Write base plus adapter into the base weights and switch the adapter off, so that it costs nothing more.
+    """Write base plus the active adapter into the base weights and switch it off, so that it costs nothing more.
 
     weight := round(weight + change), with the sum in float32 on the host and one rounding to the weight's own dtype. A
     LoRA layer's change is lora_alpha / r * B A; IA3 multiplies weight and bias by its factors. A network that has been
@@ -186,9 +186,13 @@ def _check_arguments(tolerance: Any, keep_base: Any) -> None:
 
 
 def _refuse_unmergeable(state: PeftState) -> None:
-    """Refuse a second merge, and methods that are no change of weights."""
+    """Refuse a second merge, an adapter that is not at work, and methods that are no change of weights."""
     if state.merged is not None:
         raise InputError("the adapter is merged already; call mindpet.unmerge first")
+    if state.stacked is not None:
+        raise InputError("each example has an adapter of its own; call mindpet.unstack_adapters before merging one")
+    if not state.enabled:
+        raise InputError(f"the adapter {state.active} is disabled; call mindpet.enable_adapter before merging it")
     attached = [(one.method, one.path) for one in state.replacements] + [(one.method, one.path) for one in state.feeds]
     for method, path in attached:
         if not METHODS[method].linear:
