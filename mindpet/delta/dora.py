@@ -38,6 +38,9 @@ class DoRADense(LoRADense):
 
     A `scaling` of 0 switches off all that DoRA does, the magnitude too: the result is the base layer's.
 
+    In semi-automatic parallel mode the rows or the channels may be split. Both at once MindSpore's planner refuses where
+    the products run in the parameters' own dtype, because it would give one parameter two layouts.
+
     Args:
         in_channels (int): the size of the last axis of the input.
         out_channels (int): the size of the last axis of the output.

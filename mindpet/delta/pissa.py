@@ -8,6 +8,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindpet.delta._checks import check_not_above
 from mindpet.delta._dense import make_parameter
 from mindpet.delta._host import host_values
+from mindpet.delta._shard import shard_methods
 from mindpet.delta._state import refuse_merged_training
 from mindpet.delta.lora import LoRADense
 
@@ -60,6 +61,9 @@ class PiSSADense(LoRADense):
     change of the untouched weight of rank 2 lora_rank. Who gives the weight other values afterwards, by loading a
     checkpoint for example, calls `reset_factors` then.
 
+    In semi-automatic parallel mode the rows or the channels may be split. Both at once MindSpore's planner refuses where
+    the products run in the parameters' own dtype, because it would give one parameter two layouts.
+
     Args:
         args: the arguments of LoRADense; `lora_a_init` and `lora_b_init` have no effect, as both follow from the
             weight.
@@ -82,8 +86,11 @@ class PiSSADense(LoRADense):
         check_not_above("lora_rank", self.lora_rank, "out_channels", self.out_channels)
         self.mindpet_delta_lora_first_a = _frozen_twin(self.mindpet_delta_lora_a, "mindpet_delta_lora_first_a")
         self.mindpet_delta_lora_first_b = _frozen_twin(self.mindpet_delta_lora_b, "mindpet_delta_lora_first_b")
-        self.stack_a = ops.Concat(0)
-        self.stack_b = ops.Concat(1)
+        # Without a strategy, data parallelism would cut these matrices, which have no batch.
+        self.sub_a = ops.Sub().shard(((1, 1), (1, 1)))
+        self.sub_b = ops.Sub().shard(((1, 1), (1, 1)))
+        self.stack_a = ops.Concat(0).shard(((1, 1), (1, 1)))
+        self.stack_b = ops.Concat(1).shard(((1, 1), (1, 1)))
         self.reset_factors()
 
     def take_over(self, dense: nn.Dense) -> None:
@@ -130,8 +137,12 @@ class PiSSADense(LoRADense):
         """Return rows (lora_b lora_a - first_b first_a)^T as one product of twice the rank."""
         lora_a, lora_b = self.mindpet_delta_lora_a, self.mindpet_delta_lora_b
         first_a, first_b = self.mindpet_delta_lora_first_a, self.mindpet_delta_lora_first_b
-        a = self.cast(self.stack_a((lora_a - first_a, first_a)), self.compute_dtype)  # (2 lora_rank, in_channels)
-        b = self.cast(self.stack_b((lora_b, lora_b - first_b)), self.compute_dtype)  # (out_channels, 2 lora_rank)
+        a = self.cast(
+            self.stack_a((self.sub_a(lora_a, first_a), first_a)), self.compute_dtype
+        )  # (2 lora_rank, in_channels)
+        b = self.cast(
+            self.stack_b((lora_b, self.sub_b(lora_b, first_b))), self.compute_dtype
+        )  # (out_channels, 2 lora_rank)
         return self.lora_b_matmul(self.lora_a_matmul(rows, a), b)
 
     def merged_values(self) -> dict[str, np.ndarray]:
@@ -142,6 +153,23 @@ class PiSSADense(LoRADense):
         lora_a, lora_b, first_a, first_b = map(host_values, self._all_factors())
         change = host_values(self.scaling) * (lora_b @ (lora_a - first_a) + (lora_b - first_b) @ first_a)
         return {"weight": host_values(self.weight) + (change if self.matmul.transpose_b else change.T)}
+
+    shard, shard_like = shard_methods(
+        {
+            "strategy_org_dense_matmul": ("matmul", "ni,oi"),
+            "strategy_org_bias_add": ("bias_add", "no,o"),
+            "strategy_lora_dropout": ("lora_dropout.dropout", "ni"),
+            "strategy_sub_a": ("sub_a", "ri,ri"),
+            "strategy_stack_a": ("stack_a", "ri,ri"),
+            "strategy_lora_a_matmul": ("lora_a_matmul", "ni,ri"),
+            "strategy_sub_b": ("sub_b", "or,or"),
+            "strategy_stack_b": ("stack_b", "or,or"),
+            "strategy_lora_b_matmul": ("lora_b_matmul", "nr,or"),
+            "strategy_lora_mul": ("mul", "no,"),
+            "strategy_lora_add": ("add", "no,no"),
+            "strategy_activation": ("activation", "no"),
+        }
+    )
 
     def _all_factors(self) -> tuple[Parameter, Parameter, Parameter, Parameter]:
         return (

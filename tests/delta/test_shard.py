@@ -74,7 +74,20 @@ EXAMPLES = {
 }
 # The same for the variants of LoRA, which the specification does not have.
 LAYER_EXAMPLES = EXAMPLES | {
-    PiSSADense: _LORA | _ACTIVATION,
+    PiSSADense: {
+        "strategy_org_dense_matmul": (((2, 1), (4, 1)), "matmul"),
+        "strategy_org_bias_add": (((2, 4), (4,)), "bias_add"),
+        "strategy_lora_dropout": (((2, 1),), "lora_dropout.dropout"),
+        "strategy_sub_a": (((1, 1), (1, 1)), "sub_a"),
+        "strategy_stack_a": (((1, 1), (1, 1)), "stack_a"),
+        "strategy_lora_a_matmul": (((2, 1), (1, 1)), "lora_a_matmul"),
+        "strategy_sub_b": (((4, 1), (4, 1)), "sub_b"),
+        "strategy_stack_b": (((4, 1), (4, 1)), "stack_b"),
+        "strategy_lora_b_matmul": (((2, 1), (4, 1)), "lora_b_matmul"),
+        "strategy_lora_mul": (((2, 4), ()), "mul"),
+        "strategy_lora_add": (((2, 4), (2, 4)), "add"),
+    }
+    | _ACTIVATION,
     DoRADense: _LORA
     | {
         "strategy_lora_mul": (((2, 4), (4,)), "mul"),
@@ -123,6 +136,7 @@ DEFAULTS = {cell: {} for cell in LAYER_EXAMPLES} | {
         "norm_mul": ((1, 1), (1, 1)),
         "norm_sum": ((1, 1),),
     },
+    PiSSADense: dict.fromkeys(("sub_a", "sub_b", "stack_a", "stack_b"), ((1, 1), (1, 1))),
     VeRADense: {"vera_a_slice": ((1, 1),), "vera_b_slice": ((1, 1),)},
     LowRankAdapterLayer: _WHOLE,
     LowRankAdapterDense: {f"mindpet_delta_low_rank_adapter.{path}": whole for path, whole in _WHOLE.items()},
