@@ -159,7 +159,7 @@ def plan_adapter_for(
         values[slot.name] = read_values(parameter)
     shapes = {name: value.shape for name, value in values.items()}
     matches = tuple(match for plan in plans for match in plan.matches)
-    return NamedAdapter(tuple(configs), matches, shapes, values | state.marked)
+    return NamedAdapter(tuple(configs), matches, frozenset(cells), shapes, values | state.marked)
 
 
 def _is_added(name: str) -> bool:

@@ -18,7 +18,7 @@ from mindpet.tuning.compiled import forget_compiled, refuse_captured, refuse_sta
 from mindpet.tuning.merge_report import MergedCell, MergeReport, compare, passing_dtypes, tolerance_for
 from mindpet.tuning.registry import METHODS
 from mindpet.tuning.rounding import round_to
-from mindpet.tuning.state import PeftState, Replacement, require_state
+from mindpet.tuning.state import PeftState, Replacement, check_at_work, require_state
 from mindpet.utils.exceptions import InputError
 
 __all__ = ["Merged", "Switched", "merge", "unload", "unmerge"]
@@ -189,10 +189,7 @@ def _refuse_unmergeable(state: PeftState) -> None:
     """Refuse a second merge, an adapter that is not at work, and methods that are no change of weights."""
     if state.merged is not None:
         raise InputError("the adapter is merged already; call mindpet.unmerge first")
-    if state.stacked is not None:
-        raise InputError("each example has an adapter of its own; call mindpet.unstack_adapters before merging one")
-    if not state.enabled:
-        raise InputError(f"the adapter {state.active} is disabled; call mindpet.enable_adapter before merging it")
+    check_at_work(state)
     attached = [(one.method, one.path) for one in state.replacements] + [(one.method, one.path) for one in state.feeds]
     for method, path in attached:
         if not METHODS[method].linear:

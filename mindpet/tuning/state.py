@@ -23,6 +23,7 @@ __all__ = [
     "PeftState",
     "Replacement",
     "adapter_parameters",
+    "check_at_work",
     "require_state",
     "state_of",
 ]
@@ -73,6 +74,7 @@ class NamedAdapter:
     Attributes:
         configs: What it was made from.
         matches: What each entry of the configurations has matched.
+        paths: Where it has a cell.
         shapes: The shape of each of its parameters, by the name that the network's has. This one may be larger.
         values: Their values and those of the marked parameters, on the host; of the active adapter those from before
             it was activated.
@@ -80,6 +82,7 @@ class NamedAdapter:
 
     configs: tuple[PeftConfig, ...]
     matches: tuple[TargetMatch, ...]
+    paths: frozenset[str]
     shapes: dict[str, tuple[int, ...]]
     values: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -123,6 +126,16 @@ class PeftState:
     stacked: Any = None
 
     @property
+    def own_replacements(self) -> list[Replacement]:
+        """The replaced layers in which the active adapter has a part."""
+        return [one for one in self.replacements if one.path in self.adapters[self.active].paths]
+
+    @property
+    def own_feeds(self) -> list[Feed]:
+        """The prefix cells in which the active adapter has a part."""
+        return [one for one in self.feeds if one.path in self.adapters[self.active].paths]
+
+    @property
     def cells(self) -> dict[str, Any]:
         """The cells of the methods, by path."""
         replaced: dict[str, Any] = {one.path: one.cell for one in self.replacements}
@@ -149,14 +162,29 @@ def require_state(network: nn.Cell) -> PeftState:
 
 
 def adapter_parameters(network: nn.Cell) -> dict[str, Parameter]:
-    """Return what an adapter's file holds, by canonical name: the methods' parameters and the marked ones.
+    """Return what the active adapter's file holds, by canonical name: the methods' parameters and the marked ones.
+
+    A parameter may be larger than the adapter's part of it, and holds zeros beyond.
 
     Raises:
         InputError: Nothing is attached.
     """
     state = require_state(network)
+    own = state.adapters[state.active].shapes
     return {
         canonical_name(name): parameter
         for name, parameter in state.parameters.items()
-        if STATE_MARK not in name and (DELTA_MARK in name or name in state.marked)
+        if STATE_MARK not in name and ((DELTA_MARK in name and name in own) or name in state.marked)
     }
+
+
+def check_at_work(state: PeftState) -> None:
+    """Refuse a network in which the active adapter is disabled or one of several that are stacked.
+
+    Raises:
+        InputError: It is.
+    """
+    if state.stacked is not None:
+        raise InputError("each example has an adapter of its own; call mindpet.unstack_adapters first")
+    if not state.enabled:
+        raise InputError(f"the adapter {state.active} is disabled; call mindpet.enable_adapter first")

@@ -23,6 +23,8 @@ from mindpet.tuning.adapters import (
 from mindpet.tuning.attach import get_peft_model
 from mindpet.tuning.capacity import slots_by_name, write_adapter
 from mindpet.tuning.config import AdapterConfig, IA3Config, LoraConfig
+from mindpet.tuning.exchange.load import load_adapter
+from mindpet.tuning.exchange.save import save_adapter
 from mindpet.tuning.merge import merge, unload, unmerge
 from mindpet.tuning.state import require_state
 from mindpet.tuning.values import crop, pad
@@ -426,3 +428,42 @@ def test_a_network_that_was_renamed_by_a_wrapper_still_takes_adapters():
     set_adapter(network, "first")
     np.testing.assert_array_equal(network(*batch()).asnumpy(), expected)
     assert count_parameters(network).trainable > 0
+
+
+@pytest.mark.parametrize("method", ["lora", "tokens", "ptuning2"])
+def test_a_file_holds_the_adapters_own_part_and_is_loaded_by_name(method, tmp_path):
+    network = two_adapters(method)
+    expected = {}
+    for name in ("first", "second"):
+        set_adapter(network, name)
+        save_adapter(network, tmp_path / name)
+        expected[name] = network(*batch()).asnumpy()
+    other = small_bert()
+    load_adapter(other, tmp_path / "second")  # what lacks room gets what it has
+    np.testing.assert_allclose(other(*batch()).asnumpy(), expected["second"], rtol=1e-5, atol=1e-6)
+    served = get_peft_model(small_bert(), first_config(method), **ROOM)
+    for name in ("second", "first"):
+        report = load_adapter(served, tmp_path / name, adapter_name=name)
+        assert report.is_verified and active_adapter(served) == name
+    for name in ("first", "second"):
+        set_adapter(served, name)
+        np.testing.assert_allclose(served(*batch()).asnumpy(), expected[name], rtol=1e-5, atol=1e-6)
+    assert list_adapters(served) == ["default", "second", "first"]
+
+
+def test_a_failed_load_leaves_the_adapters_as_they_were(tmp_path):
+    network = two_adapters("lora")
+    save_adapter(network, tmp_path / "first")
+    small = get_peft_model(small_bert(), LoraConfig(r=1))
+    with pytest.raises(InputError, match="attach with max_rank=2"):
+        load_adapter(small, tmp_path / "first", adapter_name="first")
+    base = small_bert(seed=1)
+    get_peft_model(base, first_config("lora"))
+    with pytest.raises(InputError, match="another base"):
+        load_adapter(base, tmp_path / "first", adapter_name="first")
+    for one in (small, base):
+        assert (list_adapters(one), active_adapter(one)) == (["default"], "default")
+    disable_adapter(network)
+    for change in (save_adapter, load_adapter):
+        with pytest.raises(InputError, match=r"first is disabled; call mindpet\.enable_adapter"):
+            change(network, tmp_path / ("other" if change is save_adapter else "first"))

@@ -91,14 +91,14 @@ def _describe_base(name: str, recorded: BaseTensor, parameters: Mapping[str, Par
 
 
 def fit(
-    net: nn.Cell, adapter: Adapter, parameters: Mapping[str, Parameter], castable: Collection[str]
+    net: nn.Cell, adapter: Adapter, parameters: Mapping[str, HostTensor], castable: Collection[str]
 ) -> dict[str, HostTensor]:
     """Return the tensors in the dtypes of the network's parameters.
 
     Args:
         net: The network.
         adapter: The adapter.
-        parameters: What the network expects, by canonical name.
+        parameters: What the network's own adapter holds, by canonical name.
         castable: Names of the network's own parameters, which may have been cast along with its base.
 
     Raises:
@@ -115,9 +115,9 @@ def fit(
     fitting = {}
     for name in sorted(parameters.keys() & adapter.tensors.keys()):
         tensor, expected = adapter.tensors[name], parameters[name]
-        dtype = str(expected.dtype).lower()
+        dtype = expected.dtype
         fitting[name] = HostTensor(tensor.values, dtype if name in castable else tensor.dtype)
-        if fitting[name].shape != tuple(expected.shape) or fitting[name].dtype != dtype:
+        if fitting[name].shape != expected.shape or fitting[name].dtype != dtype:
             problems.append(f"{name} is {tensor}, and the network has {dtype} {list(expected.shape)}")
     if problems:
         raise InputError(

@@ -4,36 +4,42 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import mindspore
-from mindspore import Parameter, nn
+from mindspore import nn
 
 from mindpet.graph.load import check_network
+from mindpet.tuning.adapters import active_adapter, add_adapter, delete_adapter, disable_adapter, set_adapter
 from mindpet.tuning.attach import detach, get_peft_model
-from mindpet.tuning.compiled import forget_compiled, refuse_captured
+from mindpet.tuning.compiled import refuse_captured
 from mindpet.tuning.exchange.adapter import Adapter, check_tensors
 from mindpet.tuning.exchange.fit import check_attached, check_base, fit
+from mindpet.tuning.exchange.own import read_own, write_own
 from mindpet.tuning.exchange.probe import Outcome, has_effect, repeat_probes
 from mindpet.tuning.exchange.report import LoadReport, UnverifiedAdapterWarning
 from mindpet.tuning.exchange.sources import read_adapter
 from mindpet.tuning.exchange.traceless import keep_random_state
-from mindpet.tuning.exchange.values import HostTensor, digest, read, write
-from mindpet.tuning.state import adapter_parameters, require_state, state_of
+from mindpet.tuning.exchange.values import HostTensor, digest
+from mindpet.tuning.state import check_at_work, require_state, state_of
 from mindpet.utils.exceptions import InputError
 
 __all__ = ["load_adapter"]
 
 
 def load_adapter(
-    net: nn.Cell, path: str | os.PathLike[str], *, compute_dtype: mindspore.Type | None = None
+    net: nn.Cell,
+    path: str | os.PathLike[str],
+    *,
+    compute_dtype: mindspore.Type | None = None,
+    adapter_name: str | None = None,
 ) -> LoadReport:
     """Load an adapter into a network, all of it or nothing, and check that it gives the outputs that it gave.
 
     A plain network gets the methods attached that the adapter's configuration names. One to which an equal
     configuration is attached already only gets new values; dropout rates and how parameters start may differ. Whatever
-    was compiled is compiled anew at its next call and gives the new results.
+    was compiled gives the new results.
 
     Args:
         net: The network, with the base model's values in it.
@@ -41,6 +47,8 @@ def load_adapter(
             MindPet 1.x, MindFormers or TrainableParamsCheckPoint, for a network that is attached; or a folder of
             MindFormers with `mindformers_adapter_config.json`.
         compute_dtype: As in `get_peft_model`, where loading attaches.
+        adapter_name: The adapter that gets the values and is active then; a name that is new is added to an attached
+            network, as by `add_adapter`. None for the active one, in a plain network 'default'.
 
     Returns:
         What was done. Files without a probe also give an `UnverifiedAdapterWarning`.
@@ -55,21 +63,16 @@ def load_adapter(
     adapter = read_adapter(Path(path))
     check_tensors(adapter)
     state = state_of(net)
-    if state is not None:
-        check_attached(state, adapter)
-        refuse_captured()
-    elif adapter.configs is None:
-        raise InputError(
-            f"{adapter.path} does not say which methods it belongs to; attach them with get_peft_model, then load."
-        )
-    rounded_to = check_base(net, adapter)
+    undo = _prepare(net, adapter, adapter_name)
     try:
+        rounded_to = check_base(net, adapter)
         if state is None:
-            _attach(net, adapter, compute_dtype)
+            _attach(net, adapter, compute_dtype, adapter_name)
         outcome, changes = _apply(net, adapter, rounded_to)
     except BaseException:
         if state is None and state_of(net) is not None:
             detach(net)
+        undo()
         raise
     report = LoadReport(
         path=str(path),
@@ -84,11 +87,58 @@ def load_adapter(
     return report
 
 
-def _attach(net: nn.Cell, adapter: Adapter, compute_dtype: mindspore.Type | None) -> None:
+def _prepare(net: nn.Cell, adapter: Adapter, name: str | None) -> Callable[[], None]:
+    """Activate the adapter that gets the values, and return what undoes that; or refuse.
+
+    Raises:
+        InputError: The file does not say enough, or does not fit the attached adapter.
+    """
+    state = state_of(net)
+    is_new = state is None or (name is not None and name not in state.adapters)
+    if is_new and adapter.configs is None:
+        raise InputError(
+            f"{adapter.path} does not say which methods it belongs to; attach them with get_peft_model, then load."
+        )
+    if state is None:
+        return lambda: None
+    refuse_captured()
+    if name is None:
+        check_attached(state, adapter)
+        check_at_work(state)
+        return lambda: None
+    undo = _activate(net, adapter, name, is_new)
+    try:
+        check_attached(state, adapter)
+    except InputError:
+        undo()
+        raise
+    return undo
+
+
+def _activate(net: nn.Cell, adapter: Adapter, name: str, is_new: bool) -> Callable[[], None]:
+    """Activate the adapter with this name, a new one if need be, and return what undoes that."""
+    before, at_work = require_state(net).active, active_adapter(net)
+    if is_new:
+        assert adapter.configs is not None
+        with keep_random_state():  # new parameters get random values first
+            add_adapter(net, name, adapter.configs)
+    set_adapter(net, name)
+
+    def undo() -> None:
+        set_adapter(net, before)
+        if at_work is None:
+            disable_adapter(net)
+        if is_new:
+            delete_adapter(net, name)
+
+    return undo
+
+
+def _attach(net: nn.Cell, adapter: Adapter, compute_dtype: mindspore.Type | None, name: str | None) -> None:
     assert adapter.configs is not None
     try:
         with keep_random_state():  # new parameters get random values first
-            get_peft_model(net, adapter.configs, compute_dtype)
+            get_peft_model(net, adapter.configs, compute_dtype, adapter_name="default" if name is None else name)
     except InputError as error:
         raise type(error)(f"{adapter.path} cannot be attached: {error}") from error
 
@@ -100,21 +150,14 @@ def _apply(net: nn.Cell, adapter: Adapter, rounded_to: Sequence[str]) -> tuple[O
         How the probes came out, None where there is none, and whether the adapter has an effect.
     """
     state = require_state(net)
-    parameters = adapter_parameters(net)
-    tensors = fit(net, adapter, parameters, state.marked.keys() if rounded_to else ())
-    before = {name: read(parameter) for name, parameter in parameters.items()}
+    before = read_own(net)
+    tensors = fit(net, adapter, before, state.marked.keys() if rounded_to else ())
     try:
-        _write_all(parameters, tensors)
+        write_own(net, tensors)
         return _verify(net, adapter, tensors, rounded_to), has_effect(net, state)
     except BaseException:
-        _write_all(parameters, before)
+        write_own(net, before)
         raise
-
-
-def _write_all(parameters: Mapping[str, Parameter], tensors: Mapping[str, HostTensor]) -> None:
-    for name, parameter in parameters.items():
-        write(parameter, tensors[name])
-    forget_compiled()  # a function under ms.jit may have taken the old values as constants
 
 
 def _verify(
@@ -125,8 +168,8 @@ def _verify(
     Raises:
         InputError: A probe gives other outputs.
     """
-    for name, parameter in adapter_parameters(net).items():
-        if digest(read(parameter)) != digest(tensors[name]):
+    for name, tensor in read_own(net).items():
+        if digest(tensor) != digest(tensors[name]):
             raise InputError(f"{name} does not hold what was written into it; check the device")
     if adapter.record is None:
         return None

@@ -189,12 +189,24 @@ def _run(cell: nn.Cell, subject: Subject, seed: int) -> np.ndarray:
         output = cell(*arguments)
         found = output if isinstance(output, tuple | list) else (output,)
         arrays = [read(one).values.astype(np.float32) for one in found if isinstance(one, Tensor)]
+        arrays = _drop_hidden(cell, arrays)
         return arrays[0] if len(arrays) == 1 else np.concatenate([array.ravel() for array in arrays])
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"{_name(subject)} cannot be run here ({first_line(error)}); attach with a compute_dtype that this device"
             " has"
         ) from error
+
+
+def _drop_hidden(cell: nn.Cell, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Leave out what a prefix cell hides: the room for more tokens than the adapter has."""
+    visible = getattr(cell, "mindpet_state_visible", None)
+    if visible is None:
+        return arrays
+    key, value, mask = arrays
+    seen = np.ones(key.shape[1], bool)
+    seen[: visible.size] = visible.asnumpy() != 0
+    return [key[:, seen], value[:, seen], mask[..., seen]]
 
 
 def _make_inputs(inputs: Mapping[str, Input], seed: int) -> list[np.ndarray]:

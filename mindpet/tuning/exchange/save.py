@@ -13,11 +13,12 @@ from mindpet.graph.load import check_network
 from mindpet.tuning.exchange.adapter import dump_methods, find_bad_values, list_some
 from mindpet.tuning.exchange.card import Card, write_card
 from mindpet.tuning.exchange.folder import check_target, write_folder
+from mindpet.tuning.exchange.own import read_own
 from mindpet.tuning.exchange.probe import CELL_TOLERANCE, NETWORK_TOLERANCE, record_probes
 from mindpet.tuning.exchange.record import Record
 from mindpet.tuning.exchange.subjects import base_parameters
 from mindpet.tuning.exchange.values import HostTensor, digest, fingerprint, read
-from mindpet.tuning.state import PeftState, adapter_parameters, require_state
+from mindpet.tuning.state import PeftState, check_at_work, require_state
 from mindpet.utils.exceptions import InputError
 from mindpet.utils.names import STATE_MARK
 
@@ -33,7 +34,7 @@ def save_adapter(
     metrics: str | Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write what is attached to a network into a folder: configuration, tensors with their golden probe, model card.
+    """Write the active adapter of a network into a folder: configuration, tensors with their golden probe, model card.
 
     The folder appears whole or not at all. It holds the adapter's parameters and the network's own ones that were
     trained with it (`modules_to_save`, BitFit's biases), nothing of the frozen base and no optimizer state. The cells
@@ -59,7 +60,8 @@ def save_adapter(
     state = require_state(net)
     if state.merged is not None:
         raise InputError("the adapter is merged into the base weights; call mindpet.unmerge before saving it")
-    tensors = {name: read(parameter) for name, parameter in adapter_parameters(net).items()}
+    check_at_work(state)
+    tensors = read_own(net)
     if bad := find_bad_values(tensors):
         raise InputError(f"the adapter cannot be saved: {list_some(bad)}; train again with a lower learning rate")
     record = _make_record(net, state, tensors)

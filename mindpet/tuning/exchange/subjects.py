@@ -44,8 +44,8 @@ class Subject:
 
 def find_subjects(network: nn.Cell, state: PeftState) -> list[Subject]:
     """Return the adapted cells: replaced layers, prefixes, and layers with marked parameters that can be run alone."""
-    found = [_subject(one.path, one.cell, one.original, _inputs_of(one.cell)) for one in state.replacements]
-    found += [_subject(one.path, one.cell, None, _inputs_of_prefix(one.attention)) for one in state.feeds]
+    found = [_subject(one.path, one.cell, one.original, _inputs_of(one.cell)) for one in state.own_replacements]
+    found += [_subject(one.path, one.cell, None, _inputs_of_prefix(one.attention)) for one in state.own_feeds]
     taken = {id(subject.cell) for subject in found}
     found += [
         _subject(path, cell, None, _inputs_of(cell))
@@ -78,7 +78,7 @@ def whole_network(network: nn.Cell, state: PeftState) -> Subject | None:
 
 def base_parameters(network: nn.Cell, state: PeftState) -> dict[str, Parameter]:
     """Return what the adapter touches of the base, by canonical name: parameters of adapted cells, but for its own."""
-    cells = [one.cell for one in state.replacements] + [one.attention for one in state.feeds]
+    cells = [one.cell for one in state.own_replacements] + [one.attention for one in state.own_feeds]
     cells += [cell for _, cell in _owners(network, state)]
     touched = {id(parameter) for cell in cells for parameter in cell.get_parameters()}
     own = {id(parameter) for parameter in adapter_parameters(network).values()}
