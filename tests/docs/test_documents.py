@@ -282,6 +282,16 @@ def test_the_examples_of_the_merging_page_run(reader, mode, capsys):
     assert np.array_equal(names["unmerged"], names["attached"])
 
 
+def test_the_examples_of_the_page_on_several_adapters_run(reader, mode, capsys):
+    names = _run_blocks(DOCS / "several-adapters.md")
+    assert "['news', 'mail'] news" in capsys.readouterr().out
+    np.testing.assert_allclose(names["by_none"], names["base"], rtol=1e-5, atol=1e-6)
+    assert (names["by_news"] != names["base"]).any()
+    np.testing.assert_allclose(names["each"][0], names["by_mail"][0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(names["each"][1], names["by_news"][1], rtol=1e-5, atol=1e-6)
+    assert mindpet.list_adapters(names["net"]) == ["news", "mail", "post", "both", "trimmed"]
+
+
 def test_the_migration_page_reads_a_checkpoint_of_1_0_4(tmp_path, monkeypatch):
     import mindspore
     from mindspore import nn
