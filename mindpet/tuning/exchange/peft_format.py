@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from mindpet.utils.exceptions import InputError
 __all__ = ["is_peft", "read_peft"]
 
 _PREFIX = "base_model.model."
-_LORA = re.compile(r"(?P<path>.+)\.lora_(?P<side>[AB])\.weight")
+_LORA = re.compile(r"(?P<path>.+)\.(?:lora_(?P<dense>[AB])\.weight|lora_embedding_(?P<embedding>[AB]))")
 _FIELDS = ("r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "rank_pattern", "alpha_pattern")
 # Keys that say nothing of the numbers, or nothing that the tensors do not show by themselves.
 _HARMLESS = {
@@ -57,17 +57,62 @@ def read_peft(path: Path, config: Mapping[str, Any]) -> Adapter:
         own = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
         if match := _LORA.fullmatch(own):
             targets.append(match["path"])
-            own = f"{match['path']}.mindpet_delta_lora_{match['side'].lower()}"
+            side = match["dense"] or match["embedding"]
+            own = f"{match['path']}.mindpet_delta_lora_{side.lower()}"
         tensors[own] = tensor
     if not targets:
         raise InputError(f"{file} holds no tensor of LoRA; save the adapter again with PEFT.")
-    saved = [entry for entry in config.get("modules_to_save") or () if any(_is_below(name, entry) for name in tensors)]
+    saved = _find_saved(file, config, tensors)
     fields = {key: config[key] for key in _FIELDS if key in config}
     try:
-        lora = LoraConfig(target_modules=tuple(dict.fromkeys(targets)), modules_to_save=tuple(saved), **fields)
+        lora = LoraConfig(target_modules=_find_targets(file, config, targets), modules_to_save=saved, **fields)
     except ValidationError as error:
         raise InputError(f"{path} has a value that cannot be used ({explain(error)}); correct the field.") from error
     return Adapter(path.parent, (lora,), tensors)
+
+
+def _find_targets(file: Path, config: Mapping[str, Any], paths: list[str]) -> str | tuple[str, ...]:
+    """Return the configuration's own entries, so that a layer whose tensors are lost is missed; else the paths.
+
+    Where PEFT leaves layers out again, or takes what depends on its model, the tensors alone say what was adapted.
+
+    Raises:
+        InputError: An entry has no tensor.
+    """
+    given = config.get("target_modules")
+    left_out = config.get("exclude_modules") or config.get("layers_to_transform") is not None
+    if isinstance(given, list) and not left_out:
+        lost = [entry for entry in given if not any(_ends_with(path, entry) for path in paths)]
+        _refuse_lost(file, "target_modules", lost)
+        return tuple(given)
+    if isinstance(given, str) and not left_out and re.search(r"[^\w.-]", given):
+        return given
+    return tuple(dict.fromkeys(paths))
+
+
+def _find_saved(file: Path, config: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
+    """Return the entries of modules_to_save that have tensors; PEFT names heads there that a model may lack.
+
+    Raises:
+        InputError: None of them has.
+    """
+    given = config.get("modules_to_save") or ()
+    found = tuple(entry for entry in given if any(_is_below(name, entry) for name in names))
+    if not found:
+        _refuse_lost(file, "modules_to_save", given)
+    return found
+
+
+def _refuse_lost(file: Path, field: str, entries: Sequence[Any]) -> None:
+    if entries:
+        raise InputError(
+            f"{file} holds no tensor of {', '.join(map(str, entries))}, which {field} names; fetch the file again, or"
+            " take out what the model has not."
+        )
+
+
+def _ends_with(path: str, entry: Any) -> bool:
+    return isinstance(entry, str) and f".{path}".endswith(f".{entry}")
 
 
 def _refuse_features(path: Path, config: Mapping[str, Any]) -> None:

@@ -4,8 +4,8 @@ import re
 import mindspore
 import numpy as np
 import pytest
-from mindspore import Tensor
-from safetensors.numpy import save_file
+from mindspore import Tensor, nn
+from safetensors.numpy import load_file, save_file
 
 import mindpet
 from mindpet.graph import write_trainable
@@ -284,6 +284,16 @@ def test_a_folder_of_peft_loads(peft, source, is_attached):
     np.testing.assert_array_equal(outputs(network), outputs(source))
 
 
+def test_lora_of_peft_on_an_embedding_loads(tmp_path):
+    factors = {"A": np.ones((2, 7), np.float32), "B": np.ones((4, 2), np.float32)}
+    tensors = {f"base_model.model.0.lora_embedding_{side}": values for side, values in factors.items()}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with_peft(target_modules=["0"], modules_to_save=None)(tmp_path)
+    network = nn.SequentialCell(nn.Embedding(7, 4, embedding_table="zeros"))
+    load_unverified(network, tmp_path)
+    np.testing.assert_array_equal(network(Tensor([3], mindspore.int32)).asnumpy(), np.full((1, 4), 6, np.float32))
+
+
 def test_rslora_of_peft_keeps_its_scale(peft):
     config = json.loads((peft / "adapter_config.json").read_text())
     (peft / "adapter_config.json").write_text(json.dumps(config | {"use_rslora": True}))
@@ -297,10 +307,24 @@ def with_peft(**changes):
 
 
 def without_prefix(folder):
-    from safetensors.numpy import load_file
-
     path = folder / "adapter_model.safetensors"
     save_file({name.removeprefix("base_model."): value for name, value in load_file(path).items()}, path)
+
+
+def with_another(folder):
+    path = folder / "adapter_model.safetensors"
+    save_file(load_file(path) | {"base_model.model.x.lora_A.weight": np.ones((2, 2), np.float32)}, path)
+
+
+def without(part, **changes):
+    """Return what takes the tensors out of a folder whose names hold `part`, and changes its configuration."""
+
+    def edit(folder):
+        path = folder / "adapter_model.safetensors"
+        save_file({name: value for name, value in load_file(path).items() if part not in name}, path)
+        with_peft(**changes)(folder)
+
+    return edit
 
 
 BAD_PEFT = {
@@ -312,12 +336,14 @@ BAD_PEFT = {
     "no scale": (with_peft(lora_alpha=None), "lora_alpha: Input should be a valid number"),
     "no prefix": (without_prefix, "does not begin with base_model.model."),
     "no tensors": (add_file("adapter_model.safetensors"), "holds no tensor of LoRA"),
-    "one too many": (
-        lambda folder: add_file("adapter_model.safetensors", **{"base_model.model.x.lora_A.weight": np.ones((2, 2))})(
-            folder
-        ),
-        "is float64|matches no",
+    "one too many": (with_another, "'x' matches no dense layer"),
+    "a lost layer of a list": (
+        without("second", target_modules=["first", "second"]),
+        "holds no tensor of second, which target_modules names",
     ),
+    "a lost layer of a pattern": (without("second", target_modules="first|second"), "second.* is missing"),
+    "a lost factor": (without("second.lora_B", target_modules=["first", "second"]), "second.*lora_b is missing"),
+    "a lost head": (without("head"), "holds no tensor of head, score, which modules_to_save names"),
 }
 
 
