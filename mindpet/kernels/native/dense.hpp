@@ -1,0 +1,96 @@
+// Dense layers, y = x weight^T + bias with weight (outputs, inputs), alone and with LoRA's branch (arXiv:2106.09685).
+#pragma once
+
+#include "brain.hpp"
+#include "gemm.hpp"
+
+namespace MINDPET_ISA {
+
+inline const Term<FloatTiles> NOTHING = {{nullptr, 0, 0}, {nullptr, 0, 0}, 0};
+
+// Rows of numbers in the form in which `Tiles` multiply them.
+template <class Tiles>
+typename Tiles::Left prepare(const float* rows, long count, long columns);
+
+template <>
+inline Matrix prepare<FloatTiles>(const float* rows, long, long columns) {
+  return row_major(rows, columns);
+}
+
+#if defined(__AVX512BF16__)
+template <>
+inline PairMatrix prepare<PairTiles>(const float* rows, long count, long columns) {
+  const long row = (columns + 1) / 2;
+  auto* pairs = static_cast<Pair*>(mindpet::scratch(7, static_cast<std::size_t>(count * row) * sizeof(Pair)));
+  to_pairs_all(rows, count, columns, pairs);
+  return {pairs, row};
+}
+#endif
+
+inline void add_bias(const Part& part, const float* bias, float* y, long columns) {
+  for (long i = 0; i < part.rows; ++i) {
+    float* row = y + (part.row + i) * columns + part.column;
+    for_vectors(part.columns, [&](long j, long count) {
+      store_upto(row + j, load_upto(row + j, count) + load_upto(bias + part.column + j, count), count);
+    });
+  }
+}
+
+template <class Tiles>
+inline void dense_sum(const float* x, const float* weight, const float* bias, const Term<FloatTiles>& branch, float* y,
+                      long rows, long outputs, long inputs) {
+  const Term<Tiles> base = {prepare<Tiles>(x, rows, inputs), transposed(weight, inputs), inputs};
+  if (bias == nullptr) {
+    product(rows, outputs, base, branch, y);
+  } else {
+    product(rows, outputs, base, branch, y, [&](const Part& part) { add_bias(part, bias, y, outputs); });
+  }
+}
+
+template <class Tiles>
+inline void dense(const float* x, const float* weight, const float* bias, float* y, long rows, long outputs,
+                  long inputs) {
+  dense_sum<Tiles>(x, weight, bias, NOTHING, y, rows, outputs, inputs);
+}
+
+// dx = dy weight: all that a frozen layer hands back.
+template <class Tiles>
+inline void dense_back(const float* dy, const float* weight, float* dx, long rows, long outputs, long inputs) {
+  const Term<Tiles> base = {prepare<Tiles>(dy, rows, outputs), row_major(weight, inputs), outputs};
+  product(rows, inputs, base, NOTHING, dx);
+}
+
+// y = x weight^T + bias + hidden lora_b^T with hidden = scale x lora_a^T (rows, rank), which is kept for the gradient.
+template <class Tiles>
+inline void lora(const float* x, const float* weight, const float* bias, const float* lora_a, const float* lora_b,
+                 float scale, float* y, float* hidden, long rows, long outputs, long inputs, long rank) {
+  product(rows, rank, Term<FloatTiles>{row_major(x, inputs), transposed(lora_a, inputs), inputs}, NOTHING, hidden,
+          [&](const Part& part) {
+            for (long i = 0; i < part.rows; ++i) {
+              float* row = hidden + (part.row + i) * rank + part.column;
+              for (long j = 0; j < part.columns; ++j) row[j] *= scale;
+            }
+          });
+  const Term<FloatTiles> branch = {row_major(hidden, rank), transposed(lora_b, rank), rank};
+  dense_sum<Tiles>(x, weight, bias, branch, y, rows, outputs, inputs);
+}
+
+// dhidden = scale dy lora_b; dx = dy weight + dhidden lora_a; dlora_a = dhidden^T x; dlora_b = dy^T hidden.
+template <class Tiles>
+inline void lora_back(const float* dy, const float* x, const float* hidden, const float* weight, const float* lora_a,
+                      const float* lora_b, float scale, float* dx, float* dlora_a, float* dlora_b, float* dhidden,
+                      long rows, long outputs, long inputs, long rank) {
+  product(rows, rank, Term<FloatTiles>{row_major(dy, outputs), row_major(lora_b, rank), outputs}, NOTHING, dhidden,
+          [&](const Part& part) {
+            for (long i = 0; i < part.rows; ++i) {
+              float* row = dhidden + (part.row + i) * rank + part.column;
+              for (long j = 0; j < part.columns; ++j) row[j] *= scale;
+            }
+          });
+  const Term<Tiles> base = {prepare<Tiles>(dy, rows, outputs), row_major(weight, inputs), outputs};
+  product(rows, inputs, base, Term<FloatTiles>{row_major(dhidden, rank), row_major(lora_a, inputs), rank}, dx);
+  product(rank, inputs, Term<FloatTiles>{transposed(dhidden, rank), row_major(x, inputs), rows}, NOTHING, dlora_a);
+  product(outputs, rank, Term<FloatTiles>{transposed(dy, outputs), row_major(hidden, rank), rows}, NOTHING, dlora_b);
+}
+
+}  // namespace MINDPET_ISA

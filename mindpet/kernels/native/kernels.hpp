@@ -1,0 +1,61 @@
+// The operations, as a table that each instruction set fills.
+#pragma once
+
+namespace mindpet {
+
+// The sizes of an attention. Queries, keys and values are row-major (batch * length, heads * size); `key_heads` divides
+// `heads`, and neighbouring heads share one of keys and values.
+struct AttentionSizes {
+  long batch, heads, key_heads, size;
+  long queries, keys;  // their numbers, for each example
+  const float* mask;   // added to the scores; null for none
+  long mask_batch;     // from one example's mask to the next
+  long mask_query;     // from one query's to the next; 0 where they share it
+  bool causal;         // the last query sees all keys, the one before all but the last, and so on
+  float scale;
+};
+
+struct DenseSizes {
+  long rows, outputs, inputs;
+};
+
+struct DenseKernels {
+  void (*forward)(const float* x, const float* weight, const float* bias, float* y, DenseSizes);
+  void (*backward)(const float* dy, const float* weight, float* dx, DenseSizes);
+  void (*lora_forward)(const float* x, const float* weight, const float* bias, const float* lora_a,
+                       const float* lora_b, float scale, float* y, float* hidden, DenseSizes, long rank);
+  void (*lora_backward)(const float* dy, const float* x, const float* hidden, const float* weight,
+                        const float* lora_a, const float* lora_b, float scale, float* dx, float* dlora_a,
+                        float* dlora_b, float* dhidden, DenseSizes, long rank);
+};
+
+struct Kernels {
+  DenseKernels dense;
+  DenseKernels dense_bf16;  // null functions where the processor has no bfloat16 products
+  void (*gelu)(const float* x, float* y, long count);
+  void (*gelu_back)(const float* x, const float* dy, float* dx, long count);
+  void (*gelu_tanh)(const float* x, float* y, long count);
+  void (*gelu_tanh_back)(const float* x, const float* dy, float* dx, long count);
+  void (*silu_gate)(const float* gate, const float* x, float* y, long count);
+  void (*silu_gate_back)(const float* gate, const float* x, const float* dy, float* dgate, float* dx, long count);
+  void (*layer_norm)(const float* x, const float* residual, const float* gamma, const float* beta, float epsilon,
+                     float* y, float* normalised, float* inverse, long rows, long columns);
+  void (*layer_norm_back)(const float* dy, const float* gamma, const float* normalised, const float* inverse,
+                          float* dx, long rows, long columns);
+  void (*rms_norm)(const float* x, const float* gamma, float epsilon, float* y, float* inverse, long rows,
+                   long columns);
+  void (*rms_norm_back)(const float* dy, const float* x, const float* gamma, const float* inverse, float* dx,
+                        long rows, long columns);
+  void (*attention)(const AttentionSizes&, const float* query, const float* key, const float* value, float* output,
+                    float* logs);
+  void (*attention_back)(const AttentionSizes&, const float* query, const float* key, const float* value,
+                         const float* output, const float* logs, const float* doutput, float* dquery, float* dkey,
+                         float* dvalue);
+};
+
+extern const Kernels avx2_kernels, avx512_kernels, avx512_bf16_kernels;
+
+// The best table that this processor can run, or null.
+const Kernels* kernels();
+
+}  // namespace mindpet

@@ -1,0 +1,129 @@
+// Vectors of floats, as wide as the instruction set that the including file is compiled for, and functions of them.
+//
+// GCC's and Clang's vector extensions express everything but the bfloat16 product; the compiler turns them into AVX2
+// or AVX-512. A scalar beside a vector stands for all its elements.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#define MINDPET_WIDTH 16
+#else
+#define MINDPET_WIDTH 8
+#endif
+
+namespace MINDPET_ISA {
+
+constexpr long WIDTH = MINDPET_WIDTH;
+
+typedef float Floats __attribute__((vector_size(MINDPET_WIDTH * 4)));
+typedef std::int32_t Ints __attribute__((vector_size(MINDPET_WIDTH * 4)));
+
+inline Floats load(const float* from) {
+  Floats values;
+  std::memcpy(&values, from, sizeof values);
+  return values;
+}
+
+inline void store(float* to, Floats values) { std::memcpy(to, &values, sizeof values); }
+
+inline Floats load_some(const float* from, long count) {
+  Floats values = {};
+  std::memcpy(&values, from, static_cast<std::size_t>(count) * sizeof(float));
+  return values;
+}
+
+inline void store_some(float* to, Floats values, long count) {
+  std::memcpy(to, &values, static_cast<std::size_t>(count) * sizeof(float));
+}
+
+inline Floats fill(float value) { return Floats{} + value; }
+
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+
+// The first `count` elements, and zeros.
+inline Floats first_of(Floats values, long count) {
+  for (long i = count; i < WIDTH; ++i) values[i] = 0;
+  return values;
+}
+
+inline float sum(Floats values) {
+  float total = 0;
+  for (long i = 0; i < WIDTH; ++i) total += values[i];
+  return total;
+}
+
+inline float largest(Floats values) {
+  float result = values[0];
+  for (long i = 1; i < WIDTH; ++i) result = values[i] > result ? values[i] : result;
+  return result;
+}
+
+inline Floats as_floats(Ints bits) {
+  Floats values;
+  std::memcpy(&values, &bits, sizeof values);
+  return values;
+}
+
+inline Ints as_ints(Floats values) {
+  Ints bits;
+  std::memcpy(&bits, &values, sizeof bits);
+  return bits;
+}
+
+inline Floats magnitude(Floats x) { return as_floats(as_ints(x) & 0x7fffffff); }
+
+// e^x with a relative error below 3e-7: x = n ln 2 + r with |r| <= ln 2 / 2, and a Taylor polynomial for e^r.
+// Below -87 it is 0.
+inline Floats exponential(Floats given) {
+  constexpr float ROUNDER = 12582912.0f;  // 1.5 * 2^23: adding and taking it away rounds to an integer
+  const Floats x = smaller(larger(given, fill(-87.0f)), fill(88.0f));
+  const Floats shifted = x * 1.44269504f + ROUNDER;
+  const Floats n = shifted - ROUNDER;
+  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts, the first exact in products
+  Floats series = fill(1.0f / 5040.0f);
+  series = series * r + 1.0f / 720.0f;
+  series = series * r + 1.0f / 120.0f;
+  series = series * r + 1.0f / 24.0f;
+  series = series * r + 1.0f / 6.0f;
+  series = series * r + 0.5f;
+  series = series * r + 1.0f;
+  series = series * r + 1.0f;
+  const Ints power = (as_ints(shifted) - as_ints(fill(ROUNDER)) + 127) << 23;
+  return given < -87.0f ? Floats{} : series * as_floats(power);
+}
+
+// erf(x) with an absolute error below 5e-7 (Abramowitz and Stegun, formula 7.1.26); `gauss` is e^(-x^2).
+inline Floats error_function(Floats x, Floats gauss) {
+  const Floats t = 1.0f / (1.0f + 0.3275911f * magnitude(x));
+  Floats series = fill(1.061405429f);
+  series = series * t - 1.453152027f;
+  series = series * t + 1.421413741f;
+  series = series * t - 0.284496736f;
+  series = series * t + 0.254829592f;
+  const Floats positive = 1.0f - series * t * gauss;
+  return x < 0.0f ? -positive : positive;
+}
+
+// Calls step(position, count) for each vector of a row: count is WIDTH, and less for a rest.
+template <class Step>
+inline void for_vectors(long length, Step step) {
+  long i = 0;
+  for (; i + WIDTH <= length; i += WIDTH) step(i, WIDTH);
+  if (i < length) step(i, length - i);
+}
+
+inline Floats load_upto(const float* from, long count) { return count == WIDTH ? load(from) : load_some(from, count); }
+
+inline void store_upto(float* to, Floats values, long count) {
+  if (count == WIDTH) {
+    store(to, values);
+  } else {
+    store_some(to, values, count);
+  }
+}
+
+}  // namespace MINDPET_ISA
