@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow test-planner lint format docs bench clean
+.PHONY: demo test test-slow test-planner test-native lint format docs bench clean
 
 # METHOD=bitfit, or another one of `mindpet demo --help`, is tuned instead of LoRA.
 demo: $(VENV)/.package
@@ -18,6 +18,12 @@ test-slow: $(VENV)/.dev $(VENV)/.reference
 # What MindSpore's own parallel planner makes of the shard strategies; needs gcc and nm, but no accelerator.
 test-planner: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow tests/planner
+
+# The native kernels without Python: built as they are, and with the sanitizers; needs g++.
+test-native:
+	$(PYTHON) tests/kernels/native/build.py plain
+	$(PYTHON) tests/kernels/native/build.py address
+	$(PYTHON) tests/kernels/native/build.py thread
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

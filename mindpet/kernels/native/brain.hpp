@@ -20,24 +20,21 @@ struct PairMatrix {
   PairMatrix from(long i, long k) const { return {data + i * row + k / 2, row}; }
 };
 
-inline Ints rounded(Floats x) {  // to bfloat16, ties to even, in the upper halves
-  const Ints bits = as_ints(x);
-  return (bits + 0x7fff + ((bits >> 16) & 1)) & static_cast<std::int32_t>(0xffff0000);
+// Rounds 2 * WIDTH numbers to bfloat16, ties to even, those of `first` in the lower half.
+inline Words rounded(Floats first, Floats second) {
+  const __m512bh both = _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(second), reinterpret_cast<__m512>(first));
+  Words words;
+  std::memcpy(&words, &both, sizeof words);
+  return words;
 }
 
-inline Ints upper_to_lower(Ints bits) { return (bits >> 16) & 0xffff; }
-
-// Rounds rows of floats to pairs; an odd last column is paired with zero.
+// Rounds a row of floats to pairs; an odd last column is paired with zero.
 inline void to_pairs(const float* from, long columns, Pair* to) {
-  long j = 0;
-  for (; j + 2 * WIDTH <= columns; j += 2 * WIDTH) {
-    const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + j + WIDTH), _mm512_loadu_ps(from + j));
-    std::memcpy(to + j / 2, &both, sizeof both);
-  }
-  for (; j < columns; j += 2) {
-    Floats two = load_some(from + j, std::min(2L, columns - j));
-    const Ints bits = upper_to_lower(rounded(two));
-    to[j / 2] = static_cast<Pair>(bits[0]) | static_cast<Pair>(bits[1]) << 16;
+  for (long j = 0; j < columns; j += 2 * WIDTH) {
+    const long count = std::min(2 * WIDTH, columns - j);
+    const long second = std::max(0L, count - WIDTH);
+    const Words pairs = rounded(load_upto(from + j, count - second), load_upto(from + j + count - second, second));
+    std::memcpy(to + j / 2, &pairs, static_cast<std::size_t>(count + 1) / 2 * sizeof(Pair));
   }
 }
 
@@ -53,16 +50,18 @@ inline void to_pairs_all(const float* from, long rows, long columns, Pair* to) {
 // As `pack`, with the rows of the panel paired: (depth + 1) / 2 rows of PANEL pairs.
 inline void pack_pairs(Matrix b, long depth, long columns, Pair* panel) {
   Floats block[WIDTH];
+  std::uint16_t places[2 * WIDTH];  // interleaves the two halves of what `rounded` returns
+  for (long i = 0; i < 2 * WIDTH; ++i) places[i] = static_cast<std::uint16_t>(i / 2 + i % 2 * WIDTH);
+  const __m512i interleaved = _mm512_loadu_si512(places);
   for (long k = 0; k < depth; k += WIDTH) {
     const long deep = std::min(WIDTH, depth - k);
     for (long j = 0; j < PANEL; j += WIDTH) {
       const long wide = std::max(0L, std::min(WIDTH, columns - j));
-      read_block(b.from(k, j), deep, wide, block);
+      read_block(b.from(k, j), deep, wide, block);  // zeros beyond `deep`
       for (long i = 0; i < deep; i += 2) {
-        const Ints first = upper_to_lower(rounded(block[i]));
-        const Ints second = i + 1 < deep ? rounded(block[i + 1]) : Ints{};
-        const Ints pairs = first | second;
-        std::memcpy(panel + (k + i) / 2 * PANEL + j, &pairs, sizeof pairs);
+        const Words halves = rounded(block[i], block[i + 1]);
+        const __m512i pairs = _mm512_permutexvar_epi16(interleaved, reinterpret_cast<__m512i>(halves));
+        _mm512_storeu_si512(panel + (k + i) / 2 * PANEL + j, pairs);
       }
     }
   }

@@ -60,17 +60,21 @@ inline void dense_back(const float* dy, const float* weight, float* dx, long row
   product(rows, inputs, base, NOTHING, dx);
 }
 
+// to[rows, rank] = scale a b: the narrow products of LoRA's branch.
+inline void scaled_product(long rows, long rank, float scale, const Term<FloatTiles>& term, float* to) {
+  product(rows, rank, term, NOTHING, to, [&](const Part& part) {
+    for (long i = 0; i < part.rows; ++i) {
+      float* row = to + (part.row + i) * rank + part.column;
+      for (long j = 0; j < part.columns; ++j) row[j] *= scale;
+    }
+  });
+}
+
 // y = x weight^T + bias + hidden lora_b^T with hidden = scale x lora_a^T (rows, rank), which is kept for the gradient.
 template <class Tiles>
 inline void lora(const float* x, const float* weight, const float* bias, const float* lora_a, const float* lora_b,
                  float scale, float* y, float* hidden, long rows, long outputs, long inputs, long rank) {
-  product(rows, rank, Term<FloatTiles>{row_major(x, inputs), transposed(lora_a, inputs), inputs}, NOTHING, hidden,
-          [&](const Part& part) {
-            for (long i = 0; i < part.rows; ++i) {
-              float* row = hidden + (part.row + i) * rank + part.column;
-              for (long j = 0; j < part.columns; ++j) row[j] *= scale;
-            }
-          });
+  scaled_product(rows, rank, scale, {row_major(x, inputs), transposed(lora_a, inputs), inputs}, hidden);
   const Term<FloatTiles> branch = {row_major(hidden, rank), transposed(lora_b, rank), rank};
   dense_sum<Tiles>(x, weight, bias, branch, y, rows, outputs, inputs);
 }
@@ -80,13 +84,7 @@ template <class Tiles>
 inline void lora_back(const float* dy, const float* x, const float* hidden, const float* weight, const float* lora_a,
                       const float* lora_b, float scale, float* dx, float* dlora_a, float* dlora_b, float* dhidden,
                       long rows, long outputs, long inputs, long rank) {
-  product(rows, rank, Term<FloatTiles>{row_major(dy, outputs), row_major(lora_b, rank), outputs}, NOTHING, dhidden,
-          [&](const Part& part) {
-            for (long i = 0; i < part.rows; ++i) {
-              float* row = dhidden + (part.row + i) * rank + part.column;
-              for (long j = 0; j < part.columns; ++j) row[j] *= scale;
-            }
-          });
+  scaled_product(rows, rank, scale, {row_major(dy, outputs), row_major(lora_b, rank), outputs}, dhidden);
   const Term<Tiles> base = {prepare<Tiles>(dy, rows, outputs), row_major(weight, inputs), outputs};
   product(rows, inputs, base, Term<FloatTiles>{row_major(dhidden, rank), row_major(lora_a, inputs), rank}, dx);
   product(rank, inputs, Term<FloatTiles>{transposed(dhidden, rank), row_major(x, inputs), rows}, NOTHING, dlora_a);

@@ -15,7 +15,7 @@ namespace MINDPET_ISA {
 constexpr long TILE_ROWS = MINDPET_WIDTH == 16 ? 8 : 4;
 constexpr long PANEL_VECTORS = 3;
 constexpr long PANEL = PANEL_VECTORS * WIDTH;
-constexpr long DEPTH = 768;  // a panel of so many rows stays in the second-level cache, and so much of a tile's `a` in the first
+constexpr long DEPTH = 768;  // a panel of so many rows stays in the second-level cache, a tile of `a` in the first
 constexpr long BAND = 64;    // rows after which a finished piece of `c`, still in the cache, is handed on
 
 // A matrix read element by element, so any two strides do.
@@ -34,11 +34,11 @@ inline Matrix transposed(const float* data, long columns) { return {data, 1, col
 // Turns WIDTH vectors, the rows of a square block, into its columns: log2(WIDTH) rounds of interleaving halves.
 inline void transpose(Floats block[WIDTH]) {
 #if MINDPET_WIDTH == 16
-  const Ints low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+  const Words low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
 #else
-  const Ints low = {0, 8, 1, 9, 2, 10, 3, 11};
+  const Words low = {0, 8, 1, 9, 2, 10, 3, 11};
 #endif
-  const Ints high = low + MINDPET_WIDTH / 2;
+  const Words high = low + MINDPET_WIDTH / 2;
   Floats next[WIDTH];
   for (long size = 1; size < WIDTH; size *= 2) {
 #pragma GCC unroll 8
@@ -105,8 +105,8 @@ inline void tile(Matrix a, const float* panel, long depth, float* c, long c_row,
 
 // The product of any number of rows with a panel of VECTORS vectors, of which `columns` columns are wanted.
 template <class Tiles, int VECTORS>
-inline void multiply_vectors(long rows, typename Tiles::Left a, const typename Tiles::Element* panel, long depth, float* c,
-                             long c_row, long columns, bool add) {
+inline void multiply_vectors(long rows, typename Tiles::Left a, const typename Tiles::Element* panel, long depth,
+                             float* c, long c_row, long columns, bool add) {
   float border[TILE_ROWS * VECTORS * WIDTH];
   for (long i = 0; i < rows;) {
     const bool whole = rows - i >= TILE_ROWS;
@@ -142,8 +142,8 @@ struct FloatTiles {
 
 // c[rows, columns <= PANEL] = a panel, or + a panel.
 template <class Tiles>
-inline void multiply(long rows, typename Tiles::Left a, const typename Tiles::Element* panel, long depth, float* c, long c_row,
-                     long columns, bool add) {
+inline void multiply(long rows, typename Tiles::Left a, const typename Tiles::Element* panel, long depth, float* c,
+                     long c_row, long columns, bool add) {
   if (columns > 2 * WIDTH) {
     multiply_vectors<Tiles, 3>(rows, a, panel, depth, c, c_row, columns, add);
   } else if (columns > WIDTH) {
@@ -155,22 +155,29 @@ inline void multiply(long rows, typename Tiles::Left a, const typename Tiles::El
 
 inline long panels_of(long columns) { return (columns + PANEL - 1) / PANEL; }
 
-// Room for a matrix as panels, each of which has all its rows.
+// How many floats hold a matrix as panels.
 inline std::size_t packed_size(long depth, long columns) {
   return static_cast<std::size_t>(panels_of(columns) * PANEL * depth);
 }
 
-inline void pack_all(Matrix b, long depth, long columns, float* panels) {
+// A matrix whose columns lie in panels, each of which has all `depth` rows.
+struct Panels {
+  const float* data;
+  long depth;
+};
+
+// Copies b[depth, columns] to `room`, which holds `packed_size` floats.
+inline Panels pack_all(Matrix b, long depth, long columns, float* room) {
   for (long j = 0; j < columns; j += PANEL) {
-    pack(b.from(0, j), depth, std::min(PANEL, columns - j), panels + j * depth);
+    pack(b.from(0, j), depth, std::min(PANEL, columns - j), room + j * depth);
   }
+  return {room, depth};
 }
 
-// c[rows, columns] = a b, or + a b, by the calling thread alone, with b as `pack_all` leaves it.
-inline void multiply_all(long rows, long columns, Matrix a, const float* panels, long depth, float* c, long c_row,
-                         bool add) {
+// c[rows, columns] = a b, or + a b, with a[rows, depth] and the first `depth` rows of b, by the calling thread alone.
+inline void multiply_all(long rows, long columns, long depth, Matrix a, Panels b, float* c, long c_row, bool add) {
   for (long j = 0; j < columns; j += PANEL) {
-    multiply<FloatTiles>(rows, a, panels + j * depth, depth, c + j, c_row, std::min(PANEL, columns - j), add);
+    multiply<FloatTiles>(rows, a, b.data + j * b.depth, depth, c + j, c_row, std::min(PANEL, columns - j), add);
   }
 }
 
@@ -180,14 +187,16 @@ struct Part {
 };
 
 // Calls task(part) in parallel for parts that cover [rows, columns]: a panel each, and shorter ones than all rows only
-// where there are too few panels for the threads.
+// where there are too few panels for the threads. A part begins at a multiple of BAND, so an element is computed in the
+// same way whatever the number of threads.
 template <class Task>
 inline void for_parts(long rows, long columns, Task task) {
+  if (rows == 0 || columns == 0) return;
   const long panels = panels_of(columns);
-  const long wanted = (4 * mindpet::threads() + panels - 1) / panels;
   const long bands = (rows + BAND - 1) / BAND;
-  const long height = (bands + std::min(wanted, bands) - 1) / std::max(1L, std::min(wanted, bands)) * BAND;
-  const long strips = (rows + height - 1) / std::max(1L, height);
+  const long wanted = std::min(bands, (4 * mindpet::threads() + panels - 1) / panels);
+  const long height = (bands + wanted - 1) / wanted * BAND;
+  const long strips = (rows + height - 1) / height;
   mindpet::parallel_for(panels * strips, [&](long index) {
     const long row = index / panels * height;
     const long column = index % panels * PANEL;
@@ -207,11 +216,12 @@ struct NoFinish {
   void operator()(const Part&) const {}
 };
 
-// Adds a term's part to c, or puts it there, by the calling thread alone.
+// Adds a term's part to c, or puts it there, by the calling thread alone. A term without depth is 0.
 template <class Tiles>
 inline void add_term(const Part& part, const Term<Tiles>& term, float* c, long c_row, bool add) {
+  if (term.depth == 0 && add) return;
   auto* panel = static_cast<typename Tiles::Element*>(mindpet::scratch(0, DEPTH * PANEL * sizeof(float)));
-  for (long k = 0; k < term.depth; k += Tiles::DEPTH_OF_PANEL) {
+  for (long k = 0; k == 0 || k < term.depth; k += Tiles::DEPTH_OF_PANEL) {
     const long depth = std::min(Tiles::DEPTH_OF_PANEL, term.depth - k);
     Tiles::pack(term.b.from(k, part.column), depth, part.columns, panel);
     multiply<Tiles>(part.rows, term.a.from(part.row, k), panel, depth, c, c_row, part.columns, add || k > 0);

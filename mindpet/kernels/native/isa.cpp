@@ -1,13 +1,15 @@
 // Compiled once for each instruction set: -DMINDPET_ISA=avx2 fills avx2_kernels, and so on.
+#include "activations.hpp"
 #include "attention.hpp"
 #include "dense.hpp"
 #include "kernels.hpp"
-#include "rows.hpp"
+#include "norms.hpp"
+#include "rotary.hpp"
+#include "softmax.hpp"
 
 namespace MINDPET_ISA {
 namespace {
 
-using mindpet::AttentionSizes;
 using mindpet::DenseKernels;
 using mindpet::DenseSizes;
 
@@ -51,15 +53,18 @@ extern const Kernels TABLE_OF(MINDPET_ISA) = {
     {},
 #endif
     [](const float* x, float* y, long count) { map(x, y, count, MINDPET_ISA::gelu); },
-    [](const float* x, const float* dy, float* dx, long count) { map_slope(x, dy, dx, count, gelu_slope); },
+    [](const float* x, const float* dy, float* dx, long count) { map_back(x, dy, dx, count, gelu_slope); },
     [](const float* x, float* y, long count) { map(x, y, count, MINDPET_ISA::gelu_tanh); },
-    [](const float* x, const float* dy, float* dx, long count) { map_slope(x, dy, dx, count, gelu_tanh_slope); },
+    [](const float* x, const float* dy, float* dx, long count) { map_back(x, dy, dx, count, gelu_tanh_slope); },
     MINDPET_ISA::silu_gate,
-    silu_gate_slope,
+    MINDPET_ISA::silu_gate_back,
     MINDPET_ISA::layer_norm,
-    layer_norm_slope,
+    MINDPET_ISA::layer_norm_back,
     MINDPET_ISA::rms_norm,
-    rms_norm_slope,
+    MINDPET_ISA::rms_norm_back,
+    MINDPET_ISA::rotary,
+    MINDPET_ISA::cross_entropy,
+    MINDPET_ISA::cross_entropy_back,
     MINDPET_ISA::attention,
     MINDPET_ISA::attention_back,
 };

@@ -1,6 +1,8 @@
 // The operations, as a table that each instruction set fills.
 #pragma once
 
+#include <cstdint>
+
 namespace mindpet {
 
 // The sizes of an attention. Queries, keys and values are row-major (batch * length, heads * size); `key_heads` divides
@@ -13,6 +15,14 @@ struct AttentionSizes {
   long mask_query;     // from one query's to the next; 0 where they share it
   bool causal;         // the last query sees all keys, the one before all but the last, and so on
   float scale;
+};
+
+// The sizes of a rotation of x (batch * length, heads * size) by angles (batch or 1, length, pairs).
+struct RotarySizes {
+  long batch, length, heads, size;
+  long pairs;         // turned in each head; 2 * pairs <= size
+  long angles_batch;  // from one example's angles to the next; 0 where they share them
+  bool interleaved;   // a pair is two neighbours; otherwise element i and element pairs + i
 };
 
 struct DenseSizes {
@@ -41,19 +51,26 @@ struct Kernels {
   void (*layer_norm)(const float* x, const float* residual, const float* gamma, const float* beta, float epsilon,
                      float* y, float* normalised, float* inverse, long rows, long columns);
   void (*layer_norm_back)(const float* dy, const float* gamma, const float* normalised, const float* inverse,
-                          float* dx, long rows, long columns);
+                          float* dx, float* dparameters, long rows, long columns);
   void (*rms_norm)(const float* x, const float* gamma, float epsilon, float* y, float* inverse, long rows,
                    long columns);
   void (*rms_norm_back)(const float* dy, const float* x, const float* gamma, const float* inverse, float* dx,
-                        long rows, long columns);
+                        float* dgamma, long rows, long columns);
+  void (*rotary)(const RotarySizes&, const float* x, const float* cosine, const float* sine, float direction, float* y);
+  void (*cross_entropy)(const float* logits, const std::int32_t* labels, float* losses, float* kept, long rows,
+                        long classes);
+  void (*cross_entropy_back)(const float* dlosses, const float* logits, const std::int32_t* labels, const float* kept,
+                             float* dlogits, long rows, long classes);
   void (*attention)(const AttentionSizes&, const float* query, const float* key, const float* value, float* output,
-                    float* logs);
+                    float* kept);
   void (*attention_back)(const AttentionSizes&, const float* query, const float* key, const float* value,
-                         const float* output, const float* logs, const float* doutput, float* dquery, float* dkey,
+                         const float* output, const float* kept, const float* doutput, float* dquery, float* dkey,
                          float* dvalue);
 };
 
 extern const Kernels avx2_kernels, avx512_kernels, avx512_bf16_kernels;
+
+bool runs_here(const Kernels& table);
 
 // The best table that this processor can run, or null.
 const Kernels* kernels();

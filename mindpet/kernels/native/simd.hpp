@@ -1,7 +1,7 @@
 // Vectors of floats, as wide as the instruction set that the including file is compiled for, and functions of them.
 //
-// GCC's and Clang's vector extensions express everything but the bfloat16 product; the compiler turns them into AVX2
-// or AVX-512. A scalar beside a vector stands for all its elements.
+// GCC's vector extensions express everything but the bfloat16 product; the compiler turns them into AVX2 or AVX-512. A
+// scalar beside a vector stands for all its elements.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ namespace MINDPET_ISA {
 constexpr long WIDTH = MINDPET_WIDTH;
 
 typedef float Floats __attribute__((vector_size(MINDPET_WIDTH * 4)));
-typedef std::int32_t Ints __attribute__((vector_size(MINDPET_WIDTH * 4)));
+typedef std::uint32_t Words __attribute__((vector_size(MINDPET_WIDTH * 4)));
 
 inline Floats load(const float* from) {
   Floats values;
@@ -42,11 +42,9 @@ inline Floats fill(float value) { return Floats{} + value; }
 
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
-inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
-
-// The first `count` elements, and zeros.
-inline Floats first_of(Floats values, long count) {
-  for (long i = count; i < WIDTH; ++i) values[i] = 0;
+// The first `count` elements, and `rest` in the place of the others.
+inline Floats first_of(Floats values, long count, float rest) {
+  for (long i = count; i < WIDTH; ++i) values[i] = rest;
   return values;
 }
 
@@ -62,25 +60,26 @@ inline float largest(Floats values) {
   return result;
 }
 
-inline Floats as_floats(Ints bits) {
+inline Floats as_floats(Words bits) {
   Floats values;
   std::memcpy(&values, &bits, sizeof values);
   return values;
 }
 
-inline Ints as_ints(Floats values) {
-  Ints bits;
+inline Words as_words(Floats values) {
+  Words bits;
   std::memcpy(&bits, &values, sizeof bits);
   return bits;
 }
 
-inline Floats magnitude(Floats x) { return as_floats(as_ints(x) & 0x7fffffff); }
+inline Floats magnitude(Floats x) { return as_floats(as_words(x) & 0x7fffffffu); }
 
 // e^x with a relative error below 3e-7: x = n ln 2 + r with |r| <= ln 2 / 2, and a Taylor polynomial for e^r.
-// Below -87 it is 0.
+// Below -87 it is 0, above 88 it stays at e^88; not-a-number stays what it is.
 inline Floats exponential(Floats given) {
   constexpr float ROUNDER = 12582912.0f;  // 1.5 * 2^23: adding and taking it away rounds to an integer
-  const Floats x = smaller(larger(given, fill(-87.0f)), fill(88.0f));
+  const Floats low = given < -87.0f ? fill(-87.0f) : given;
+  const Floats x = low > 88.0f ? fill(88.0f) : low;
   const Floats shifted = x * 1.44269504f + ROUNDER;
   const Floats n = shifted - ROUNDER;
   const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts, the first exact in products
@@ -92,20 +91,21 @@ inline Floats exponential(Floats given) {
   series = series * r + 0.5f;
   series = series * r + 1.0f;
   series = series * r + 1.0f;
-  const Ints power = (as_ints(shifted) - as_ints(fill(ROUNDER)) + 127) << 23;
+  const Words power = (as_words(shifted) - as_words(fill(ROUNDER)) + 127u) << 23;
   return given < -87.0f ? Floats{} : series * as_floats(power);
 }
 
-// erf(x) with an absolute error below 5e-7 (Abramowitz and Stegun, formula 7.1.26); `gauss` is e^(-x^2).
-inline Floats error_function(Floats x, Floats gauss) {
-  const Floats t = 1.0f / (1.0f + 0.3275911f * magnitude(x));
-  Floats series = fill(1.061405429f);
-  series = series * t - 1.453152027f;
-  series = series * t + 1.421413741f;
-  series = series * t - 0.284496736f;
-  series = series * t + 0.254829592f;
-  const Floats positive = 1.0f - series * t * gauss;
-  return x < 0.0f ? -positive : positive;
+// The normal distribution, (1 + erf(x / sqrt(2))) / 2, with an absolute error below 2e-7 (Abramowitz and Stegun,
+// formula 7.1.26, which gives the tail); `gauss` is e^(-x^2 / 2).
+inline Floats normal_distribution(Floats x, Floats gauss) {
+  const Floats t = 1.0f / (1.0f + 0.23164189f * magnitude(x));
+  Floats series = fill(0.5307027145f);
+  series = series * t - 0.7265760135f;
+  series = series * t + 0.7107068705f;
+  series = series * t - 0.142248368f;
+  series = series * t + 0.127414796f;
+  const Floats tail = series * t * gauss;
+  return x < 0.0f ? tail : 1.0f - tail;
 }
 
 // Calls step(position, count) for each vector of a row: count is WIDTH, and less for a rest.

@@ -1,15 +1,18 @@
 #include "threads.hpp"
 
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <thread>
 #include <vector>
-
-#include <sched.h>
 
 namespace mindpet {
 namespace {
@@ -17,38 +20,55 @@ namespace {
 // How often a thread looks for work before it sleeps: some 50 microseconds, the gap between two operations of a step.
 constexpr int LOOKS = 2000;
 
-void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
+void relax() { __builtin_ia32_pause(); }
 
-int cores_of_process() {
+int usable_cores() {
   cpu_set_t allowed;
   CPU_ZERO(&allowed);
   if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return CPU_COUNT(&allowed);
-  return static_cast<int>(std::thread::hardware_concurrency());
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+int default_threads() {
+  const char* limit = std::getenv("OMP_NUM_THREADS");  // "4", or "4,2" for nested regions
+  const long wanted = limit == nullptr ? 0 : std::strtol(limit, nullptr, 10);
+  return wanted > 0 ? static_cast<int>(std::min<long>(wanted, usable_cores())) : usable_cores();
 }
 
 // One call of parallel_for. A thread that comes late finds every task taken and never looks at `task`.
-struct Round {
-  Round(const std::function<void(long)>& task, long count) : task(task), count(count) {}
-
-  const std::function<void(long)>& task;
-  const long count;
-  std::atomic<long> next{0};
-  std::atomic<long> done{0};
+class Round {
+ public:
+  Round(const std::function<void(long)>& task, long count) : task_(task), count_(count) {}
 
   void work() {
-    for (long i = next.fetch_add(1); i < count; i = next.fetch_add(1)) {
-      task(i);
-      done.fetch_add(1, std::memory_order_release);
+    for (long i = next_.fetch_add(1); i < count_; i = next_.fetch_add(1)) {
+      try {
+        if (!failed_.load(std::memory_order_relaxed)) task_(i);
+      } catch (...) {
+        if (!failed_.exchange(true)) failure_ = std::current_exception();
+      }
+      done_.fetch_add(1, std::memory_order_release);
     }
   }
 
   void wait() const {
-    while (done.load(std::memory_order_acquire) != count) relax();
+    for (long look = 0; done_.load(std::memory_order_acquire) != count_; ++look) {
+      if (look < LOOKS) {
+        relax();
+      } else {
+        std::this_thread::yield();
+      }
+    }
+    if (failure_) std::rethrow_exception(failure_);
   }
+
+ private:
+  const std::function<void(long)>& task_;
+  const long count_;
+  std::atomic<long> next_{0};
+  std::atomic<long> done_{0};
+  std::atomic<bool> failed_{false};
+  std::exception_ptr failure_;  // written once, before `done_` reaches `count_`
 };
 
 class Pool {
@@ -103,10 +123,22 @@ class Pool {
 };
 
 std::mutex one_at_a_time;
-std::unique_ptr<Pool> pool;
+int chosen_threads = 0;
+Pool* pool = nullptr;  // never destroyed at exit, where other threads may still compute
+
+// A forked process has the calling thread only: it leaves the pool, whose threads it does not have, and makes its own.
+void survive_forks() {
+  pthread_atfork([] { one_at_a_time.lock(); }, [] { one_at_a_time.unlock(); },
+                 [] {
+                   pool = nullptr;
+                   one_at_a_time.unlock();
+                 });
+}
 
 Pool& the_pool() {
-  if (!pool) pool = std::make_unique<Pool>(cores_of_process());
+  static const bool prepared = (survive_forks(), true);
+  static_cast<void>(prepared);
+  if (pool == nullptr) pool = new Pool(chosen_threads > 0 ? chosen_threads : default_threads());
   return *pool;
 }
 
@@ -122,8 +154,9 @@ constexpr int SLOTS = 8;
 
 void set_threads(int count) {
   std::lock_guard<std::mutex> guard(one_at_a_time);
-  pool.reset();
-  pool = std::make_unique<Pool>(count > 0 ? count : cores_of_process());
+  delete pool;
+  pool = nullptr;
+  chosen_threads = count;
 }
 
 int threads() {
@@ -136,9 +169,9 @@ void parallel_for(long count, const std::function<void(long)>& task) {
   Pool& workers = the_pool();
   if (count <= 1 || workers.size() == 1) {
     for (long i = 0; i < count; ++i) task(i);
-    return;
+  } else {
+    workers.run(count, task);
   }
-  workers.run(count, task);
 }
 
 void* scratch(int slot, std::size_t bytes) {

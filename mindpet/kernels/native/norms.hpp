@@ -1,0 +1,105 @@
+// Normalisation of rows, forward and backward.
+#pragma once
+
+#include <cmath>
+
+#include "loops.hpp"
+
+namespace MINDPET_ISA {
+
+// y = (x - mean) / sqrt(variance + epsilon) * gamma + beta for each row of x + residual (a null residual is none).
+// Kept for the gradient: normalised = (x - mean) / sqrt(variance + epsilon), and inverse = 1 / sqrt(...) of each row.
+inline void layer_norm(const float* x, const float* residual, const float* gamma, const float* beta, float epsilon,
+                       float* y, float* normalised, float* inverse, long rows, long columns) {
+  for_rows(rows, columns, [&](long row) {
+    const float* from = x + row * columns;
+    const float* other = residual == nullptr ? nullptr : residual + row * columns;
+    float* kept = normalised + row * columns;
+    Floats total = {};
+    for_vectors(columns, [&](long i, long size) {
+      Floats value = load_upto(from + i, size);
+      if (other != nullptr) value += load_upto(other + i, size);
+      store_upto(kept + i, value, size);
+      total += value;
+    });
+    const float mean = sum(total) / static_cast<float>(columns);
+    Floats squares = {};
+    for_vectors(columns, [&](long i, long size) {
+      const Floats centred = load_upto(kept + i, size) - mean;
+      squares += size == WIDTH ? centred * centred : first_of(centred * centred, size, 0.0f);
+    });
+    const float scale = 1.0f / std::sqrt(sum(squares) / static_cast<float>(columns) + epsilon);
+    inverse[row] = scale;
+    for_vectors(columns, [&](long i, long size) {
+      const Floats unit = (load_upto(kept + i, size) - mean) * scale;
+      store_upto(kept + i, unit, size);
+      store_upto(y + row * columns + i, unit * load_upto(gamma + i, size) + load_upto(beta + i, size), size);
+    });
+  });
+}
+
+// dx = (g - mean(g) - n mean(g n)) * inverse with g = dy gamma and n = normalised: the same for x and the residual.
+// dparameters holds dgamma = sum(dy n) over the rows, then dbeta = sum(dy).
+inline void layer_norm_back(const float* dy, const float* gamma, const float* normalised, const float* inverse,
+                            float* dx, float* dparameters, long rows, long columns) {
+  for_rows_with_sums(rows, 2 * columns, dparameters, [&](long row, float* sums) {
+    const float* grad = dy + row * columns;
+    const float* unit = normalised + row * columns;
+    Floats total = {}, product = {};
+    for_vectors(columns, [&](long i, long size) {
+      const Floats outer = load_upto(grad + i, size), n = load_upto(unit + i, size);
+      const Floats g = outer * load_upto(gamma + i, size);
+      total += g;
+      product += g * n;
+      add_to(sums + i, outer * n, size);
+      add_to(sums + columns + i, outer, size);
+    });
+    const float mean = sum(total) / static_cast<float>(columns);
+    const float slope = sum(product) / static_cast<float>(columns);
+    for_vectors(columns, [&](long i, long size) {
+      const Floats g = load_upto(grad + i, size) * load_upto(gamma + i, size);
+      store_upto(dx + row * columns + i, (g - mean - load_upto(unit + i, size) * slope) * inverse[row], size);
+    });
+  });
+}
+
+// y = x / sqrt(mean(x^2) + epsilon) * gamma (arXiv:1910.07467); inverse = 1 / sqrt(...) of each row is kept.
+inline void rms_norm(const float* x, const float* gamma, float epsilon, float* y, float* inverse, long rows,
+                     long columns) {
+  for_rows(rows, columns, [&](long row) {
+    const float* from = x + row * columns;
+    Floats squares = {};
+    for_vectors(columns, [&](long i, long size) {
+      const Floats value = load_upto(from + i, size);
+      squares += value * value;
+    });
+    const float scale = 1.0f / std::sqrt(sum(squares) / static_cast<float>(columns) + epsilon);
+    inverse[row] = scale;
+    for_vectors(columns, [&](long i, long size) {
+      store_upto(y + row * columns + i, load_upto(from + i, size) * scale * load_upto(gamma + i, size), size);
+    });
+  });
+}
+
+// dx = inverse (g - x inverse^2 mean(g x)) with g = dy gamma; dgamma = sum(dy x inverse) over the rows.
+inline void rms_norm_back(const float* dy, const float* x, const float* gamma, const float* inverse, float* dx,
+                          float* dgamma, long rows, long columns) {
+  for_rows_with_sums(rows, columns, dgamma, [&](long row, float* sums) {
+    const float* grad = dy + row * columns;
+    const float* from = x + row * columns;
+    const float scale = inverse[row];
+    Floats product = {};
+    for_vectors(columns, [&](long i, long size) {
+      const Floats along = load_upto(grad + i, size) * load_upto(from + i, size);
+      product += along * load_upto(gamma + i, size);
+      add_to(sums + i, along * scale, size);
+    });
+    const float slope = sum(product) / static_cast<float>(columns) * scale * scale;
+    for_vectors(columns, [&](long i, long size) {
+      const Floats g = load_upto(grad + i, size) * load_upto(gamma + i, size);
+      store_upto(dx + row * columns + i, (g - load_upto(from + i, size) * slope) * scale, size);
+    });
+  });
+}
+
+}  // namespace MINDPET_ISA

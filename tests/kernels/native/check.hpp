@@ -1,0 +1,48 @@
+// What the tests share: numbers, the comparison with double precision, and the comparison between thread counts.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "kernels.hpp"
+
+using Numbers = std::vector<float>;
+using Exact = std::vector<double>;
+using mindpet::Kernels;
+
+constexpr double FLOAT_ERROR = 1e-5, BRAIN_ERROR = 1e-2;  // the largest error over the largest magnitude
+
+// An instruction set under test.
+struct Machine {
+  std::string name;
+  const Kernels* kernels;
+};
+
+// Normal numbers that depend on `seed` and `count` only.
+Numbers random_numbers(std::size_t count, unsigned seed);
+
+// Not-a-number everywhere, so that an element that nobody writes is found.
+Numbers blank(std::size_t count);
+
+// Runs `compute` with several thread counts: the first of its results must agree with `expected`, the others with the
+// first bit for bit.
+void check(const std::string& name, const std::vector<Exact>& expected, double tolerance,
+           const std::function<std::vector<Numbers>()>& compute);
+
+void require(bool holds, const std::string& name);
+
+// The gradient of sum(weights function(x)) by x, from central differences.
+Exact slopes(const std::function<Exact(const Exact&)>& function, const Numbers& x, const Numbers& weights);
+
+inline Exact exact(const Numbers& values) { return Exact(values.begin(), values.end()); }
+
+int failures();
+
+void test_threads();
+void test_activations(const Machine&);
+void test_norms(const Machine&);
+void test_softmax(const Machine&);
+void test_rotary(const Machine&);
+void test_dense(const Machine&);
+void test_attention(const Machine&);

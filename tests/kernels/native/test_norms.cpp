@@ -1,0 +1,95 @@
+#include <cmath>
+
+#include "check.hpp"
+
+namespace {
+
+constexpr double EPSILON = 1e-3;
+
+struct Shape {
+  long rows, columns;
+  std::size_t size() const { return static_cast<std::size_t>(rows * columns); }
+};
+
+const Shape SHAPES[] = {{0, 5}, {1, 3}, {1, 16}, {3, 7}, {5, 33}, {70, 20}};
+
+// (x - mean) / sqrt(variance + epsilon) * gamma + beta; with `centred` false, RMSNorm, which has no mean and no beta.
+Exact normalise(const Exact& x, const Exact& gamma, const Exact& beta, long columns, bool centred) {
+  Exact y(x.size());
+  for (std::size_t start = 0; start < x.size(); start += static_cast<std::size_t>(columns)) {
+    double mean = 0, squares = 0;
+    for (long i = 0; centred && i < columns; ++i) mean += x[start + i] / static_cast<double>(columns);
+    for (long i = 0; i < columns; ++i) {
+      squares += (x[start + i] - mean) * (x[start + i] - mean) / static_cast<double>(columns);
+    }
+    for (long i = 0; i < columns; ++i) {
+      y[start + i] = (x[start + i] - mean) / std::sqrt(squares + EPSILON) * gamma[i] + beta[i];
+    }
+  }
+  return y;
+}
+
+void test_layer_norm(const Machine& machine, Shape shape, float offset, bool with_residual) {
+  Numbers x = random_numbers(shape.size(), 1);
+  for (float& element : x) element += offset;
+  const auto columns = static_cast<std::size_t>(shape.columns);
+  const Numbers residual = random_numbers(shape.size(), 2), dy = random_numbers(shape.size(), 3);
+  const Numbers gamma = random_numbers(columns, 4), beta = random_numbers(columns, 5);
+  Exact sums = exact(x);
+  for (std::size_t i = 0; with_residual && i < sums.size(); ++i) sums[i] += residual[i];
+  const Exact y = normalise(sums, exact(gamma), exact(beta), shape.columns, true);
+  const auto moving = [&](const Exact& moved) {
+    return normalise(moved, exact(gamma), exact(beta), shape.columns, true);
+  };
+  const Exact dx = slopes(moving, Numbers(sums.begin(), sums.end()), dy);
+  Exact dparameters = slopes(
+      [&](const Exact& moved) { return normalise(sums, moved, exact(beta), shape.columns, true); }, gamma, dy);
+  const Exact dbeta = slopes(
+      [&](const Exact& moved) { return normalise(sums, exact(gamma), moved, shape.columns, true); }, beta, dy);
+  dparameters.insert(dparameters.end(), dbeta.begin(), dbeta.end());
+  const std::string name = machine.name + " layer_norm " + std::to_string(shape.rows) + " x " +
+                           std::to_string(shape.columns) + (with_residual ? " with residual" : "");
+  check(name, {y, dx, dparameters}, FLOAT_ERROR, [&] {
+    std::vector<Numbers> found = {blank(shape.size()), blank(shape.size()), blank(2 * columns)};
+    Numbers normalised = blank(shape.size()), inverse = blank(static_cast<std::size_t>(shape.rows));
+    machine.kernels->layer_norm(x.data(), with_residual ? residual.data() : nullptr, gamma.data(), beta.data(),
+                                static_cast<float>(EPSILON), found[0].data(), normalised.data(), inverse.data(),
+                                shape.rows, shape.columns);
+    machine.kernels->layer_norm_back(dy.data(), gamma.data(), normalised.data(), inverse.data(), found[1].data(),
+                                     found[2].data(), shape.rows, shape.columns);
+    return found;
+  });
+}
+
+void test_rms_norm(const Machine& machine, Shape shape) {
+  const auto columns = static_cast<std::size_t>(shape.columns);
+  const Numbers x = random_numbers(shape.size(), 1), dy = random_numbers(shape.size(), 3);
+  const Numbers gamma = random_numbers(columns, 4);
+  const Exact zeros(columns);
+  const Exact y = normalise(exact(x), exact(gamma), zeros, shape.columns, false);
+  const auto moving = [&](const Exact& moved) {
+    return normalise(moved, exact(gamma), zeros, shape.columns, false);
+  };
+  const Exact dgamma = slopes(
+      [&](const Exact& moved) { return normalise(exact(x), moved, zeros, shape.columns, false); }, gamma, dy);
+  check(machine.name + " rms_norm " + std::to_string(shape.rows) + " x " + std::to_string(shape.columns),
+        {y, slopes(moving, x, dy), dgamma}, FLOAT_ERROR, [&] {
+          std::vector<Numbers> found = {blank(shape.size()), blank(shape.size()), blank(columns)};
+          Numbers inverse = blank(static_cast<std::size_t>(shape.rows));
+          machine.kernels->rms_norm(x.data(), gamma.data(), static_cast<float>(EPSILON), found[0].data(),
+                                    inverse.data(), shape.rows, shape.columns);
+          machine.kernels->rms_norm_back(dy.data(), x.data(), gamma.data(), inverse.data(), found[1].data(),
+                                         found[2].data(), shape.rows, shape.columns);
+          return found;
+        });
+}
+
+}  // namespace
+
+void test_norms(const Machine& machine) {
+  for (const Shape& shape : SHAPES) {
+    test_layer_norm(machine, shape, 0.0f, false);
+    test_layer_norm(machine, shape, 2.0f, true);
+    test_rms_norm(machine, shape);
+  }
+}
