@@ -11,7 +11,7 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-NATIVE = Path(__file__).parent / "mindpet" / "kernels" / "native"
+NATIVE = Path(__file__).parent / "mindpet" / "kernels" / "cpp"
 BUILDER = runpy.run_path(str(NATIVE / "build.py"))
 COMPILER = BUILDER["find_compiler"]()
 LIBRARY = Extension(

@@ -38,7 +38,7 @@ def command(
     if not selftest and (device or dtype):
         raise InputError("--device and --dtype say what to test; add --selftest")
     result = Console()
-    findings = read_environment()
+    findings = [*read_environment(), *_find_kernels()]
     result.print(_environment_table(findings))
     for finding in findings:
         if finding.problem:
@@ -72,6 +72,17 @@ def _run_selftest(device: str | None, dtypes: Sequence[str], result: Console) ->
     result.print(_tolerance_table({record.dtype: TOLERANCES[record.dtype] for record in records}))
     result.print(f"{sum(record.passed for record in records)} of {len(records)} passed in {report['seconds']:.0f} s")
     return report
+
+
+def _find_kernels() -> list[Finding]:
+    """Return which kernels are in use; nothing where MindSpore cannot be imported, which another line says."""
+    try:
+        choose_device(None)
+    except InputError:
+        return []
+    from mindpet.kernels import describe_kernels
+
+    return [Finding("kernels", describe_kernels())]
 
 
 def _environment_table(findings: Sequence[Finding]) -> Table:

@@ -1,14 +1,37 @@
 """The hot operations, one function each, callable inside `construct` in graph mode and in PyNative mode."""
 
-from mindpet.kernels.plain import (
+from mindpet.kernels.operations import (
     IGNORED_LABEL,
     attention,
     cross_entropy,
     dense,
+    dense_frozen,
     gelu,
     gelu_tanh,
     layer_norm,
+    lora_dense,
+    rms_norm,
+    rotary,
+    silu_gate,
     tanh,
 )
+from mindpet.kernels.switch import describe_kernels, kernels_in_use, use_kernels
 
-__all__ = ["IGNORED_LABEL", "attention", "cross_entropy", "dense", "gelu", "gelu_tanh", "layer_norm", "tanh"]
+__all__ = [
+    "IGNORED_LABEL",
+    "attention",
+    "cross_entropy",
+    "dense",
+    "dense_frozen",
+    "describe_kernels",
+    "gelu",
+    "gelu_tanh",
+    "kernels_in_use",
+    "layer_norm",
+    "lora_dense",
+    "rms_norm",
+    "rotary",
+    "silu_gate",
+    "tanh",
+    "use_kernels",
+]

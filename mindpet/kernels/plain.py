@@ -1,24 +1,42 @@
 """The plain formulations: public MindSpore operations that exist on CPU and Ascend, differentiated by MindSpore.
 
+What each computes stands in `operations`, whose functions have the same names.
+
 Matrix products take the dtype of their input; everything else computes in float32 whatever the dtype, because halves
 lose digits where terms cancel, and are three times slower in these functions on a CPU.
 """
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import mindspore
+import numpy as np
 from mindspore import Tensor, ops
+from mindspore.ops import constexpr
 
-__all__ = ["IGNORED_LABEL", "attention", "cross_entropy", "dense", "gelu", "gelu_tanh", "layer_norm", "tanh"]
+__all__ = [
+    "attention",
+    "dense",
+    "dense_frozen",
+    "gelu",
+    "gelu_tanh",
+    "layer_norm",
+    "lora_dense",
+    "rms_norm",
+    "rotary",
+    "row_losses",
+    "silu_gate",
+    "tanh",
+]
 
-IGNORED_LABEL = -1
-
+_HIDDEN = -1e30  # added to the score of a key that lies behind its query
 _SQRT_HALF = math.sqrt(0.5)
 _TWO_SQRT_TWO_OVER_PI = 2.0 * math.sqrt(2.0 / math.pi)
 
 _erf = ops.Erf()
 _sigmoid = ops.Sigmoid()
+_rsqrt = ops.Rsqrt()
 _softmax = ops.Softmax(axis=-1)
 _log_softmax = ops.LogSoftmax(axis=-1)
 _bias_add = ops.BiasAdd()
@@ -28,78 +46,69 @@ _batch_matmul_transposed = ops.BatchMatMul(transpose_b=True)
 
 
 def gelu(x: Tensor) -> Tensor:
-    """Compute the exact GELU, `x * Phi(x) = x / 2 * (1 + erf(x / sqrt(2)))` (arXiv:1606.08415).
-
-    MindSpore's own `ops.GeLU` is the tanh approximation, and three times slower on a CPU.
-
-    Args:
-        x: Float tensor of any shape.
-
-    Returns:
-        A tensor of the shape and dtype of `x`.
-    """
+    """MindSpore's own `ops.GeLU` is the tanh approximation, and three times slower on a CPU."""
     wide = x.astype(mindspore.float32)
     return (0.5 * wide * (1.0 + _erf(wide * _SQRT_HALF))).astype(x.dtype)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """Compute GELU's tanh approximation, `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))`.
+    """Written with the sigmoid, which is the same function: `(1 + tanh(u)) / 2 = sigmoid(2 u)`.
 
-    Written with the sigmoid, which is the same function (`(1 + tanh(u)) / 2 = sigmoid(2 u)`) and, on a CPU, a hundred
-    times closer to the true value than MindSpore's tanh.
-
-    Args:
-        x: Float tensor of any shape.
-
-    Returns:
-        A tensor of the shape and dtype of `x`.
+    On a CPU it is a hundred times closer to the true value than MindSpore's tanh.
     """
     wide = x.astype(mindspore.float32)
     return (wide * _sigmoid(_TWO_SQRT_TWO_OVER_PI * (wide + 0.044715 * wide * wide * wide))).astype(x.dtype)
 
 
 def tanh(x: Tensor) -> Tensor:
-    """Compute `tanh(x) = 2 * sigmoid(2 x) - 1`; MindSpore's own Tanh is off by 1e-4 on a CPU, this form by 2e-6.
-
-    Args:
-        x: Float tensor of any shape.
-
-    Returns:
-        A tensor of the shape and dtype of `x`.
-    """
+    """Compute `2 * sigmoid(2 x) - 1`; MindSpore's own Tanh is off by 1e-4 on a CPU, this form by 2e-6."""
     return (2.0 * _sigmoid(2.0 * x.astype(mindspore.float32)) - 1.0).astype(x.dtype)
 
 
-def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Tensor:
-    """Normalise the last axis, `(x - mean) / sqrt(variance + epsilon) * gamma + beta` (arXiv:1607.06450).
+def silu_gate(gate: Tensor, x: Tensor) -> Tensor:
+    """Compute the gate in float32."""
+    wide = gate.astype(mindspore.float32)
+    return (wide * _sigmoid(wide) * x.astype(mindspore.float32)).astype(gate.dtype)
 
-    The statistics are taken in float32 whatever the dtype of `x`.
 
-    Args:
-        x: Float tensor (..., hidden).
-        gamma: Scale (hidden,), any float dtype.
-        beta: Shift (hidden,), any float dtype.
-        epsilon: Positive constant added to the variance.
-
-    Returns:
-        A tensor of the shape and dtype of `x`.
-    """
+def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, residual: Tensor | None) -> Tensor:
+    """Take the statistics in float32 whatever the dtype of `x`."""
+    if residual is not None:
+        x = x + residual
     wide = mindspore.float32
     normalised, _, _ = ops.LayerNorm(-1, -1, epsilon)(x.astype(wide), gamma.astype(wide), beta.astype(wide))
     return normalised.astype(x.dtype)
 
 
-def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute `x W^T + b` in the dtype of `x`; weight and bias are cast to it.
+def rms_norm(x: Tensor, gamma: Tensor, epsilon: float) -> Tensor:
+    """Take the mean in float32 whatever the dtype of `x`; MindSpore's RmsNorm does not exist on a CPU."""
+    wide = x.astype(mindspore.float32)
+    scale = _rsqrt((wide * wide).mean(axis=-1, keep_dims=True) + epsilon)
+    return (wide * scale * gamma.astype(mindspore.float32)).astype(x.dtype)
 
-    Args:
-        x: Float tensor (..., inputs).
-        weight: (outputs, inputs), any float dtype.
-        bias: (outputs,), any float dtype, or None for no bias.
 
-    Returns:
-        A tensor (..., outputs) of the dtype of `x`.
-    """
+def rotary(x: Tensor, cosine: Tensor, sine: Tensor, num_heads: int, interleaved: bool) -> Tensor:
+    """Turn all pairs of a head at once."""
+    batch, length, width = x.shape
+    size, pairs = width // num_heads, cosine.shape[-1]
+    heads = x.reshape((batch, length, num_heads, size))
+    c = ops.stop_gradient(ops.expand_dims(cosine, 2)).astype(x.dtype)
+    s = ops.stop_gradient(ops.expand_dims(sine, 2)).astype(x.dtype)
+    if interleaved:
+        couples = heads[..., : 2 * pairs].reshape((batch, length, num_heads, pairs, 2))
+        first, second = couples[..., 0], couples[..., 1]
+        turned = ops.stack((first * c - second * s, second * c + first * s), -1)
+        turned = turned.reshape((batch, length, num_heads, 2 * pairs))
+    else:
+        first, second = heads[..., :pairs], heads[..., pairs : 2 * pairs]
+        turned = ops.concat((first * c - second * s, second * c + first * s), -1)
+    if 2 * pairs < size:
+        turned = ops.concat((turned, heads[..., 2 * pairs :]), -1)
+    return turned.reshape(x.shape)
+
+
+def dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiply in the dtype of `x`."""
     rows = x.reshape((-1, x.shape[-1]))
     product = _matmul_transposed(rows, weight.astype(x.dtype))
     if bias is not None:
@@ -107,54 +116,67 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return product.reshape((*x.shape[:-1], weight.shape[0]))
 
 
+def dense_frozen(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute a dense layer through which no gradient reaches weight and bias."""
+    shift = bias
+    if bias is not None:
+        shift = ops.stop_gradient(bias)
+    return dense(x, ops.stop_gradient(weight), shift)
+
+
+def lora_dense(x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: Tensor) -> Tensor:
+    """Compute the branch beside the frozen layer."""
+    branch = dense(dense(x, lora_a, None), lora_b, None)
+    return dense_frozen(x, weight, bias) + branch * ops.stop_gradient(scale).astype(x.dtype)
+
+
 def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     num_heads: int,
-    dropout: Callable[[Tensor], Tensor] | None = None,
+    dropout: Callable[[Tensor], Tensor] | None,
+    num_key_heads: int,
+    causal: bool,
 ) -> Tensor:
-    """Compute `softmax(Q K^T / sqrt(head_dim) + mask) V` for each head (arXiv:1706.03762).
-
-    The heads lie side by side in the last axis, head h in columns h * head_dim to (h + 1) * head_dim, as a dense layer
-    leaves them. The softmax is taken in float32, the two products in the dtype of `query`.
-
-    Args:
-        query: (batch, query length, hidden), hidden = num_heads * head_dim.
-        key: (batch, key length, hidden); its length may differ from the query's.
-        value: (batch, key length, hidden).
-        mask: Float tensor (batch, 1, 1 or query length, key length) that is added to the scores: 0 where a key is
-            visible, a large negative number such as -1e4 where it is hidden.
-        num_heads: Number of heads; a divisor of hidden.
-        dropout: Applied to the probabilities (batch, num_heads, query length, key length) where given.
-
-    Returns:
-        A tensor (batch, query length, hidden) of the dtype of `query`.
-    """
+    """Take the softmax in float32, the two products in the dtype of `query`."""
     scale = (query.shape[-1] // num_heads) ** -0.5
-    scores = _batch_matmul_transposed(_split_heads(query * scale, num_heads), _split_heads(key, num_heads))
-    probabilities = _softmax(scores.astype(mindspore.float32) + mask).astype(query.dtype)
+    keys = _repeat_heads(_split_heads(key, num_key_heads), num_heads // num_key_heads)
+    values = _repeat_heads(_split_heads(value, num_key_heads), num_heads // num_key_heads)
+    scores = _batch_matmul_transposed(_split_heads(query * scale, num_heads), keys).astype(mindspore.float32)
+    if mask is not None:
+        scores = scores + ops.stop_gradient(mask)
+    if causal:
+        scores = scores + _causal_mask(query.shape[1], key.shape[1])
+    probabilities = _softmax(scores).astype(query.dtype)
     if dropout is not None:
         probabilities = dropout(probabilities)
-    return _join_heads(_batch_matmul(probabilities, _split_heads(value, num_heads)))
+    return _join_heads(_batch_matmul(probabilities, values))
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute the mean of `-log softmax(logits)[label]` over the rows whose label is not -1, in float32.
-
-    Args:
-        logits: Float tensor (..., classes).
-        labels: Integer tensor (...), each entry a class or -1 for a row that does not count.
-
-    Returns:
-        A float32 scalar; 0 when no row counts.
-    """
-    counts = (labels != IGNORED_LABEL).astype(mindspore.float32)
+def row_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return `-log softmax(logits)[label]` of each row in float32; a row with a negative label has any finite loss."""
     classes = ops.maximum(labels, 0)
     log_probabilities = _log_softmax(logits.astype(mindspore.float32))
-    losses = -ops.gather_elements(log_probabilities, -1, ops.expand_dims(classes, -1)).squeeze(-1)
-    return (losses * counts).sum() / ops.maximum(counts.sum(), 1.0)
+    return -ops.gather_elements(log_probabilities, -1, ops.expand_dims(classes, -1)).squeeze(-1)
+
+
+@constexpr
+@lru_cache(maxsize=8)
+def _causal_mask(queries: int, keys: int) -> Tensor:
+    """Return (queries, keys), 0 where a query sees a key; the last query sees all keys."""
+    behind = np.arange(keys) > np.arange(queries)[:, None] + keys - queries
+    return Tensor(np.where(behind, _HIDDEN, 0.0).astype(np.float32))
+
+
+def _repeat_heads(x: Tensor, times: int) -> Tensor:
+    """Turn (batch, heads, length, head_dim) into (batch, heads * times, length, head_dim), each head `times` times."""
+    if times == 1:
+        return x
+    batch, heads, length, head_dim = x.shape
+    repeated = ops.broadcast_to(ops.expand_dims(x, 2), (batch, heads, times, length, head_dim))
+    return repeated.reshape((batch, heads * times, length, head_dim))
 
 
 def _split_heads(x: Tensor, num_heads: int) -> Tensor:

@@ -39,9 +39,9 @@ class LayerNorm(nn.LayerNorm):
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__((width,), epsilon=epsilon)
 
-    def construct(self, x: Tensor) -> Tensor:
-        """Normalise (..., width)."""
-        return kernels.layer_norm(x, self.gamma, self.beta, self.epsilon)
+    def construct(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalise (..., width), the sum of `x` and a residual of its shape where one is given."""
+        return kernels.layer_norm(x, self.gamma, self.beta, self.epsilon, residual)
 
 
 def starting_weights(spread: float) -> Initializer | str:

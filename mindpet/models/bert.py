@@ -97,7 +97,7 @@ class BertResidual(nn.Cell):
 
     def construct(self, x: Tensor, residual: Tensor) -> Tensor:
         """Map (batch, length, inputs) and (batch, length, hidden) to (batch, length, hidden)."""
-        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+        return self.LayerNorm(self.dropout(self.dense(x)), residual)
 
 
 class BertAttention(nn.Cell):

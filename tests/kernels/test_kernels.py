@@ -1,4 +1,4 @@
-"""Each kernel, its value and its gradients, against the NumPy formula in float64."""
+"""Each kernel, plain and native, its value and its gradients, against the NumPy formula in float64."""
 
 import mindspore
 import numpy as np
@@ -6,7 +6,20 @@ import pytest
 from mindspore import Tensor, nn, ops
 
 from mindpet import kernels
+from mindpet.kernels.switch import missing
 from tests.kernels import formulas
+
+NATIVE = pytest.mark.skipif(missing() is not None, reason=f"no native kernels: {missing()}")
+
+
+@pytest.fixture(params=["off", pytest.param("f32", marks=NATIVE)])
+def kind(request):
+    """Test the plain kernels and, where there are any, the native ones."""
+    before = kernels.kernels_in_use()
+    kernels.use_kernels(request.param)
+    yield request.param
+    kernels.use_kernels(before)
+
 
 # Beyond the ordinary range: where functions saturate and where float16 would overflow if squared carelessly.
 WIDE = np.array([[-30.0, -6.0, -3.0, -1.0, -1e-3, 0.0, 1e-3, 0.5, 2.0, 3.0, 6.0, 30.0]])
@@ -50,6 +63,34 @@ def causal(length):
     return np.where(np.triu(np.ones((length, length)), 1) > 0, -1e4, 0.0)[None, None]
 
 
+def add_residual_and_normalise(x, gamma, beta, residual, epsilon):
+    return kernels.layer_norm(x, gamma, beta, epsilon, residual)
+
+
+def add_residual_and_normalise_formula(x, gamma, beta, residual, epsilon):
+    return formulas.layer_norm(x, gamma, beta, epsilon, residual)
+
+
+def rotary(x, angles, num_heads, interleaved):
+    return kernels.rotary(x, ops.cos(angles), ops.sin(angles), num_heads, interleaved)
+
+
+def grouped_attention(query, key, value, num_heads, num_key_heads):
+    return kernels.attention(query, key, value, None, num_heads, None, num_key_heads, True)
+
+
+def grouped_attention_formula(query, key, value, num_heads, num_key_heads):
+    return formulas.attention(query, key, value, None, num_heads, num_key_heads, True)
+
+
+def masked_causal_attention(query, key, value, mask, num_heads):
+    return kernels.attention(query, key, value, mask, num_heads, None, None, True)
+
+
+def masked_causal_attention_formula(query, key, value, mask, num_heads):
+    return formulas.attention(query, key, value, mask, num_heads, None, True)
+
+
 CASES = {
     "gelu": (kernels.gelu, formulas.gelu, [random(3, 7)], ()),
     "gelu, wide": (kernels.gelu, formulas.gelu, [WIDE], ()),
@@ -75,8 +116,20 @@ CASES = {
         [50 + 8 * random(2, 6), random(6), random(6, seed=1)],
         (1e-12,),
     ),
+    "layer_norm, residual": (
+        add_residual_and_normalise,
+        add_residual_and_normalise_formula,
+        [random(2, 3, 8), random(8), random(8, seed=1), random(2, 3, 8, seed=2)],
+        (1e-5,),
+    ),
+    "rms_norm": (kernels.rms_norm, formulas.rms_norm, [random(2, 3, 9), random(9)], (1e-5,)),
+    "silu_gate": (kernels.silu_gate, formulas.silu_gate, [3 * random(3, 7), random(3, 7, seed=1)], ()),
+    "rotary, halves": (rotary, formulas.rotary, [random(2, 3, 12), random(1, 3, 3)], (2, False)),
+    "rotary, interleaved part": (rotary, formulas.rotary, [random(2, 3, 12), random(2, 3, 2)], (2, True)),
     "dense": (kernels.dense, formulas.dense, [random(2, 3, 5), random(4, 5), random(4)], ()),
     "dense, one row, no bias": (kernels.dense, formulas.dense, [random(1, 5), random(4, 5)], ()),
+    "dense_frozen": (kernels.dense_frozen, formulas.dense, [random(2, 3, 5), random(4, 5), random(4)], ()),
+    "dense_frozen, no bias": (kernels.dense_frozen, formulas.dense, [random(3, 5), random(4, 5)], ()),
     "attention": (
         kernels.attention,
         formulas.attention,
@@ -102,14 +155,27 @@ CASES = {
         (2,),
     ),
 }
-# How many of a case's leading tensors are differentiated: the mask of attention is none of them.
-DIFFERENTIATED = {"attention": 3}
+CASES |= {
+    "attention, causal and masked": (
+        masked_causal_attention,
+        masked_causal_attention_formula,
+        [*(random(2, 4, 6, seed=seed) for seed in range(3)), padding(4, 2, length=4)],
+        (3,),
+    ),
+    "attention, causal, grouped heads, more keys": (
+        grouped_attention,
+        grouped_attention_formula,
+        [random(2, 3, 8), random(2, 5, 4), random(2, 5, 4, seed=1)],
+        (4, 2),
+    ),
+}
+# How many of a case's leading tensors are differentiated: masks, angles and frozen weights are none of them.
+DIFFERENTIATED = {"attention": 3, "rotary": 1, "dense_frozen": 1}
 
 
 def tensors(arrays, dtype=np.float32):
-    """The first array in `dtype`, and so are keys and values; parameters and masks stay float32."""
-    follow = 3 if len(arrays) == 4 else 1
-    return [Tensor(a.astype(dtype if i < follow else np.float32)) for i, a in enumerate(arrays)]
+    """Arrays with as many axes as the first one in `dtype`; the others, vectors and masks, stay float32."""
+    return [Tensor(a.astype(dtype if a.ndim == arrays[0].ndim > 1 else np.float32)) for a in arrays]
 
 
 def slopes(function, arrays, position, step=1e-6):
@@ -125,8 +191,16 @@ def slopes(function, arrays, position, step=1e-6):
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 5e-6), (np.float16, 4e-3)])
-def test_value(mode, name, dtype, tolerance):
+def test_value(mode, kind, name):
+    check_value(name, np.float32, 5e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_value_in_float16(mode, name):
+    check_value(name, np.float16, 4e-3)
+
+
+def check_value(name, dtype, tolerance):
     kernel, formula, arrays, numbers = CASES[name]
     result = Call(kernel, *numbers)(*tensors(arrays, dtype))
     rounded = [tensor.asnumpy().astype(np.float64) for tensor in tensors(arrays, dtype)]
@@ -137,7 +211,7 @@ def test_value(mode, name, dtype, tolerance):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_gradients(mode, name):
+def test_gradients(mode, kind, name):
     kernel, formula, arrays, numbers = CASES[name]
     weights = random(*formula(*arrays, *numbers).shape, seed=9)
     count = DIFFERENTIATED.get(name.split(",")[0], len(arrays))
@@ -151,7 +225,8 @@ def test_gradients(mode, name):
 
     for position in range(count):
         expected = slopes(scalar, arrays, position)
-        np.testing.assert_allclose(gradients[position].asnumpy(), expected, rtol=2e-4, atol=2e-5)
+        error = np.abs(gradients[position].asnumpy() - expected).max()
+        assert error <= 1e-5 * max(np.abs(expected).max(), 0.1)
 
 
 LABELS = {"all count": [0, 4, 2], "some ignored": [-1, 3, 0], "one counts": [-1, -1, 1], "none counts": [-1, -1, -1]}
@@ -159,7 +234,7 @@ LABELS = {"all count": [0, 4, 2], "some ignored": [-1, 3, 0], "one counts": [-1,
 
 @pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
 @pytest.mark.parametrize("spread", [1.0, 200.0])
-def test_cross_entropy(mode, labels, spread):
+def test_cross_entropy(mode, kind, labels, spread):
     logits = random(3, 5) * spread
     loss, gradient = mindspore.value_and_grad(Call(kernels.cross_entropy))(
         Tensor(logits.astype(np.float32)), Tensor(np.array(labels, np.int32))
@@ -205,7 +280,7 @@ def test_dense_follows_the_dtype_of_its_input_and_leaves_the_weight_alone(mode):
     assert weight.dtype == mindspore.float32
 
 
-def test_kernels_compose_inside_one_graph(mode):
+def test_kernels_compose_inside_one_graph(mode, kind):
     """As in a network: several kernels in one `construct`, one of them chosen by an attribute."""
 
     class Block(nn.Cell):

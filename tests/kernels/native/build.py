@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = HERE.parents[2] / "mindpet" / "kernels" / "native"
+SOURCES = HERE.parents[2] / "mindpet" / "kernels" / "cpp"
 OPTIONS = {
     "plain": ("-O3",),
     "address": ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),

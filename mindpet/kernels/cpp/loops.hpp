@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <initializer_list>
 
 #include "simd.hpp"
 #include "threads.hpp"
@@ -29,21 +30,26 @@ inline void for_rows(long rows, long columns, Step step) {
   });
 }
 
-// Calls step(row, sums), which adds to `columns` sums, for each row, and leaves their totals in `totals`. The order of
-// summation does not depend on the number of threads.
+// Calls step(row, sums) for each row, which adds to `columns` sums for each of `totals`, and leaves their totals there.
+// The order of summation does not depend on the number of threads.
 template <class Step>
-inline void for_rows_with_sums(long rows, long columns, float* totals, Step step) {
+inline void for_rows_with_sums(long rows, long columns, std::initializer_list<float*> totals, Step step) {
   const long groups = (rows + GROUP - 1) / GROUP;
-  auto* all = static_cast<float*>(mindpet::scratch(7, static_cast<std::size_t>(groups * columns) * sizeof(float)));
+  const long width = columns * static_cast<long>(totals.size());
+  auto* all = static_cast<float*>(mindpet::scratch(7, static_cast<std::size_t>(groups * width) * sizeof(float)));
   mindpet::parallel_for(groups, [&](long group) {
-    float* sums = all + group * columns;
-    std::fill_n(sums, columns, 0.0f);
+    float* sums = all + group * width;
+    std::fill_n(sums, width, 0.0f);
     const long last = std::min(rows, (group + 1) * GROUP);
     for (long row = group * GROUP; row < last; ++row) step(row, sums);
   });
-  std::fill_n(totals, columns, 0.0f);
-  for (long group = 0; group < groups; ++group) {
-    for (long i = 0; i < columns; ++i) totals[i] += all[group * columns + i];
+  const float* part = all;
+  for (float* total : totals) {
+    std::fill_n(total, columns, 0.0f);
+    for (long group = 0; group < groups; ++group) {
+      for (long i = 0; i < columns; ++i) total[i] += part[group * width + i];
+    }
+    part += columns;
   }
 }
 

@@ -39,10 +39,10 @@ inline void layer_norm(const float* x, const float* residual, const float* gamma
 }
 
 // dx = (g - mean(g) - n mean(g n)) * inverse with g = dy gamma and n = normalised: the same for x and the residual.
-// dparameters holds dgamma = sum(dy n) over the rows, then dbeta = sum(dy).
+// dgamma = sum(dy n) and dbeta = sum(dy) over the rows.
 inline void layer_norm_back(const float* dy, const float* gamma, const float* normalised, const float* inverse,
-                            float* dx, float* dparameters, long rows, long columns) {
-  for_rows_with_sums(rows, 2 * columns, dparameters, [&](long row, float* sums) {
+                            float* dx, float* dgamma, float* dbeta, long rows, long columns) {
+  for_rows_with_sums(rows, columns, {dgamma, dbeta}, [&](long row, float* sums) {
     const float* grad = dy + row * columns;
     const float* unit = normalised + row * columns;
     Floats total = {}, product = {};
@@ -84,7 +84,7 @@ inline void rms_norm(const float* x, const float* gamma, float epsilon, float* y
 // dx = inverse (g - x inverse^2 mean(g x)) with g = dy gamma; dgamma = sum(dy x inverse) over the rows.
 inline void rms_norm_back(const float* dy, const float* x, const float* gamma, const float* inverse, float* dx,
                           float* dgamma, long rows, long columns) {
-  for_rows_with_sums(rows, columns, dgamma, [&](long row, float* sums) {
+  for_rows_with_sums(rows, columns, {dgamma}, [&](long row, float* sums) {
     const float* grad = dy + row * columns;
     const float* from = x + row * columns;
     const float scale = inverse[row];

@@ -172,9 +172,9 @@ MINDPET_OPERATION(silu_gate, with.silu_gate(call.in(0), call.in(1), call.out(2),
 MINDPET_OPERATION(silu_gate_back,
                   with.silu_gate_back(call.in(0), call.in(1), call.in(2), call.out(3), call.out(4), call.size(0)))
 
-// dy, gamma, normalised, inverse -> dx, dparameters (2, columns)
+// dy, gamma, normalised, inverse -> dx, dgamma, dbeta
 MINDPET_OPERATION(layer_norm_back, with.layer_norm_back(call.in(0), call.in(1), call.in(2), call.in(3), call.out(4),
-                                                        call.out(5), call.rows(0), call.columns(0)))
+                                                        call.out(5), call.out(6), call.rows(0), call.columns(0)))
 
 // x, gamma, epsilon -> y, inverse, and dy, x, gamma, inverse -> dx, dgamma
 MINDPET_OPERATION(rms_norm, with.rms_norm(call.in(0), call.in(1), *call.in(2), call.out(3), call.out(4), call.rows(0),

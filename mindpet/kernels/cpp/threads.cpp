@@ -29,12 +29,6 @@ int usable_cores() {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-int default_threads() {
-  const char* limit = std::getenv("OMP_NUM_THREADS");  // "4", or "4,2" for nested regions
-  const long wanted = limit == nullptr ? 0 : std::strtol(limit, nullptr, 10);
-  return wanted > 0 ? static_cast<int>(std::min<long>(wanted, usable_cores())) : usable_cores();
-}
-
 // One call of parallel_for. A thread that comes late finds every task taken and never looks at `task`.
 class Round {
  public:
@@ -138,7 +132,7 @@ void survive_forks() {
 Pool& the_pool() {
   static const bool prepared = (survive_forks(), true);
   static_cast<void>(prepared);
-  if (pool == nullptr) pool = new Pool(chosen_threads > 0 ? chosen_threads : default_threads());
+  if (pool == nullptr) pool = new Pool(chosen_threads > 0 ? chosen_threads : usable_cores());
   return *pool;
 }
 

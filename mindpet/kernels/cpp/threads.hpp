@@ -7,7 +7,7 @@
 namespace mindpet {
 
 // Sets how many threads take part in what follows, the calling one included; 0 stands for one a core that this process
-// may run on, and no more than OMP_NUM_THREADS. Waits for work at hand.
+// may run on. Waits for work at hand.
 void set_threads(int count);
 
 int threads();

@@ -51,7 +51,7 @@ struct Kernels {
   void (*layer_norm)(const float* x, const float* residual, const float* gamma, const float* beta, float epsilon,
                      float* y, float* normalised, float* inverse, long rows, long columns);
   void (*layer_norm_back)(const float* dy, const float* gamma, const float* normalised, const float* inverse,
-                          float* dx, float* dparameters, long rows, long columns);
+                          float* dx, float* dgamma, float* dbeta, long rows, long columns);
   void (*rms_norm)(const float* x, const float* gamma, float epsilon, float* y, float* inverse, long rows,
                    long columns);
   void (*rms_norm_back)(const float* dy, const float* x, const float* gamma, const float* inverse, float* dx,
