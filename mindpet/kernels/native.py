@@ -39,7 +39,10 @@ _stop = ops.stop_gradient
 def _operation(
     name: str, infer: Callable[..., Sequence[Any]], outputs: int = 1, bprop: Callable[..., Any] | None = None
 ) -> Any:
-    """Return an operation of the library; `infer` maps the inputs' shapes to the shape of the output or outputs."""
+    """Return an operation of the library; `infer` maps the inputs' shapes to the shape of the output or outputs.
+
+    Operations of one name must have one `bprop`: within a graph MindSpore takes them for the same.
+    """
     dtypes = _FLOAT if outputs == 1 else (_FLOAT,) * outputs
     return ops.Custom(f"{LIBRARY}:mindpet_{name}", infer, dtypes, func_type="aot", bprop=bprop)
 
@@ -120,7 +123,7 @@ def _rms_norm_bprop(
 
 
 _layer_norm = _operation("layer_norm", shapes.layer_norm, 3, _layer_norm_bprop)
-_residual_norm = _operation("layer_norm", shapes.layer_norm, 3, _residual_norm_bprop)
+_residual_norm = _operation("layer_norm_residual", shapes.layer_norm, 3, _residual_norm_bprop)
 _rms_norm = _operation("rms_norm", shapes.rms_norm, 2, _rms_norm_bprop)
 
 
@@ -195,9 +198,9 @@ def _dense_operations(suffix: str) -> tuple[Any, Any, Any, Any]:
 
     return (
         _operation("dense" + suffix, shapes.dense, 1, dense_bprop),
-        _operation("dense" + suffix, shapes.dense, 1, biased_bprop),
+        _operation("dense_biased" + suffix, shapes.dense, 1, biased_bprop),
         _operation("lora" + suffix, shapes.lora, 2, lora_bprop),
-        _operation("lora" + suffix, shapes.lora, 2, biased_lora_bprop),
+        _operation("lora_biased" + suffix, shapes.lora, 2, biased_lora_bprop),
     )
 
 
@@ -228,6 +231,7 @@ def lora_dense(
 
 
 _attention_back = _operation("attention_back", shapes.first_three, 3)
+_attention_back_masked = _operation("attention_back_masked", shapes.first_three, 3)
 
 
 def _attention_bprop(
@@ -246,12 +250,12 @@ def _masked_attention_bprop(
     out: tuple[Tensor, ...],
     dout: tuple[Tensor, ...],
 ) -> tuple[Tensor, ...]:
-    dquery, dkey, dvalue = _attention_back(query, key, value, settings, mask, out[0], out[1], dout[0])
+    dquery, dkey, dvalue = _attention_back_masked(query, key, value, settings, mask, out[0], out[1], dout[0])
     return dquery, dkey, dvalue, settings, mask
 
 
 _attention = _operation("attention", shapes.attention, 2, _attention_bprop)
-_masked_attention = _operation("attention", shapes.attention, 2, _masked_attention_bprop)
+_masked_attention = _operation("attention_masked", shapes.attention, 2, _masked_attention_bprop)
 
 
 def attention(

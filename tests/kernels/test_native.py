@@ -248,3 +248,27 @@ def test_attention_with_dropout_is_plain_and_without_it_native(mode):
             results[kind, dropout is None] = Call(kernels.attention, None, 4, dropout)(*tensors).asnumpy()
     assert (results["f32", False] == results["off", False]).all()
     assert (results["f32", True] != results["off", True]).any()
+
+
+@NATIVE
+def test_operations_with_and_without_an_optional_input_share_a_graph(mode):
+    """MindSpore tells operations apart by their names, and would give both the gradient of one of them."""
+    kernels.use_kernels("f32")
+    weight, bias = float32(random(4, 4), random(4))
+    lora_a, lora_b, scale = float32(random(2, 4), random(4, 2), np.array(0.5))
+    mask = Tensor(np.zeros((2, 1, 1, 3), np.float32))
+
+    def every_form(x):
+        x = kernels.layer_norm(x, bias, bias, 1e-5) + kernels.layer_norm(x, bias, bias, 1e-5, x)
+        x = kernels.dense_frozen(x, weight) + kernels.dense_frozen(x, weight, bias)
+        x = kernels.lora_dense(x, weight, None, lora_a, lora_b, scale) + kernels.lora_dense(
+            x, weight, bias, lora_a, lora_b, scale
+        )
+        return kernels.attention(x, x, x, None, 2) + kernels.attention(x, x, x, mask, 2)
+
+    x, weights = float32(random(2, 3, 4)), random(2, 3, 4, seed=1)
+    gradients = []
+    for kind in ("off", "f32"):
+        kernels.use_kernels(kind)
+        gradients.append(mindspore.grad(Weighted(Call(every_form), weights))(*x).asnumpy())
+    assert np.abs(gradients[0] - gradients[1]).max() < 1e-4 * np.abs(gradients[0]).max()

@@ -59,8 +59,8 @@ DenseSizes dense_sizes(const Call& call, int rows_of, int weight) {
 }
 
 // x, weight[, bias] -> y
-void dense(const Call& call, const DenseKernels& with) {
-  const float* bias = call.count == 4 ? call.in(2) : nullptr;
+void dense(const Call& call, const DenseKernels& with, bool biased) {
+  const float* bias = biased ? call.in(2) : nullptr;
   with.forward(call.in(0), call.in(1), bias, call.out(-1), dense_sizes(call, 0, 1));
 }
 
@@ -70,8 +70,8 @@ void dense_back(const Call& call, const DenseKernels& with) {
 }
 
 // x, weight, lora_a, lora_b, scale[, bias] -> y, hidden
-void lora(const Call& call, const DenseKernels& with) {
-  const float* bias = call.count == 8 ? call.in(5) : nullptr;
+void lora(const Call& call, const DenseKernels& with, bool biased) {
+  const float* bias = biased ? call.in(5) : nullptr;
   with.lora_forward(call.in(0), call.in(1), bias, call.in(2), call.in(3), *call.in(4), call.out(-2), call.out(-1),
                     dense_sizes(call, 0, 1), call.axis(2, 0));
 }
@@ -83,8 +83,8 @@ void lora_back(const Call& call, const DenseKernels& with) {
 }
 
 // x, gamma, beta, epsilon[, residual] -> y, normalised, inverse
-void layer_norm(const Call& call, const mindpet::Kernels& with) {
-  const float* residual = call.count == 8 ? call.in(4) : nullptr;
+void layer_norm(const Call& call, const mindpet::Kernels& with, bool has_residual) {
+  const float* residual = has_residual ? call.in(4) : nullptr;
   with.layer_norm(call.in(0), residual, call.in(1), call.in(2), *call.in(3), call.out(-3), call.out(-2), call.out(-1),
                   call.rows(0), call.columns(0));
 }
@@ -110,14 +110,13 @@ AttentionSizes attention_sizes(const Call& call, bool masked) {
 }
 
 // query, key, value, settings[, mask] -> output, kept
-void attention(const Call& call, const mindpet::Kernels& with) {
-  with.attention(attention_sizes(call, call.count == 7), call.in(0), call.in(1), call.in(2), call.out(-2),
+void attention(const Call& call, const mindpet::Kernels& with, bool masked) {
+  with.attention(attention_sizes(call, masked), call.in(0), call.in(1), call.in(2), call.out(-2),
                  call.out(-1));
 }
 
 // query, key, value, settings[, mask], output, kept, doutput -> dquery, dkey, dvalue
-void attention_back(const Call& call, const mindpet::Kernels& with) {
-  const bool masked = call.count == 11;
+void attention_back(const Call& call, const mindpet::Kernels& with, bool masked) {
   const int first = masked ? 5 : 4;
   with.attention_back(attention_sizes(call, masked), call.in(0), call.in(1), call.in(2), call.in(first),
                       call.in(first + 1), call.in(first + 2), call.out(-3), call.out(-2), call.out(-1));
@@ -147,17 +146,25 @@ void rotary(const Call& call, const mindpet::Kernels& with, float direction) {
     return guarded(#name, [&](const mindpet::Kernels& with) { __VA_ARGS__; });                                      \
   }
 
-MINDPET_OPERATION(dense, dense(call, with.dense))
-MINDPET_OPERATION(dense_bf16, dense(call, with.dense_bf16))
+// A name for each set of inputs: MindSpore takes operations of one name for one operation, with one gradient.
+MINDPET_OPERATION(dense, dense(call, with.dense, false))
+MINDPET_OPERATION(dense_biased, dense(call, with.dense, true))
+MINDPET_OPERATION(dense_bf16, dense(call, with.dense_bf16, false))
+MINDPET_OPERATION(dense_biased_bf16, dense(call, with.dense_bf16, true))
 MINDPET_OPERATION(dense_back, dense_back(call, with.dense))
 MINDPET_OPERATION(dense_back_bf16, dense_back(call, with.dense_bf16))
-MINDPET_OPERATION(lora, lora(call, with.dense))
-MINDPET_OPERATION(lora_bf16, lora(call, with.dense_bf16))
+MINDPET_OPERATION(lora, lora(call, with.dense, false))
+MINDPET_OPERATION(lora_biased, lora(call, with.dense, true))
+MINDPET_OPERATION(lora_bf16, lora(call, with.dense_bf16, false))
+MINDPET_OPERATION(lora_biased_bf16, lora(call, with.dense_bf16, true))
 MINDPET_OPERATION(lora_back, lora_back(call, with.dense))
 MINDPET_OPERATION(lora_back_bf16, lora_back(call, with.dense_bf16))
-MINDPET_OPERATION(layer_norm, layer_norm(call, with))
-MINDPET_OPERATION(attention, attention(call, with))
-MINDPET_OPERATION(attention_back, attention_back(call, with))
+MINDPET_OPERATION(layer_norm, layer_norm(call, with, false))
+MINDPET_OPERATION(layer_norm_residual, layer_norm(call, with, true))
+MINDPET_OPERATION(attention, attention(call, with, false))
+MINDPET_OPERATION(attention_masked, attention(call, with, true))
+MINDPET_OPERATION(attention_back, attention_back(call, with, false))
+MINDPET_OPERATION(attention_back_masked, attention_back(call, with, true))
 MINDPET_OPERATION(rotary, rotary(call, with, 1.0f))
 MINDPET_OPERATION(rotary_back, rotary(call, with, -1.0f))
 
