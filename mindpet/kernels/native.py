@@ -7,16 +7,15 @@ below stop gradients there, so that nothing is allocated for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import mindspore
 import numpy as np
 from mindspore import Tensor, ops
-from mindspore.ops import constexpr
+from mindspore.ops import CustomRegOp, DataType, constexpr
 
-from mindpet.kernels import _shapes as shapes
 from mindpet.kernels.switch import LIBRARY
 
 __all__ = [
@@ -33,18 +32,25 @@ __all__ = [
 ]
 
 _FLOAT = mindspore.float32
+_LABELS = {"cross_entropy": 1, "cross_entropy_back": 2}  # the place of the int32 input
 _stop = ops.stop_gradient
 
 
-def _operation(
-    name: str, infer: Callable[..., Sequence[Any]], outputs: int = 1, bprop: Callable[..., Any] | None = None
-) -> Any:
-    """Return an operation of the library; `infer` maps the inputs' shapes to the shape of the output or outputs.
+def _operation(name: str, inputs: int, outputs: int = 1, bprop: Callable[..., Any] | None = None) -> Any:
+    """Return an operation of the library on `inputs` tensors; the library knows the shapes of the outputs too.
 
     Operations of one name must have one `bprop`: within a graph MindSpore takes them for the same.
     """
-    dtypes = _FLOAT if outputs == 1 else (_FLOAT,) * outputs
-    return ops.Custom(f"{LIBRARY}:mindpet_{name}", infer, dtypes, func_type="aot", bprop=bprop)
+    description = CustomRegOp(name)
+    for place in range(inputs):
+        description.input(place, f"input{place}")
+    for place in range(outputs):
+        description.output(place, f"output{place}")
+    dtypes = [DataType.F32_Default] * (inputs + outputs)
+    if name in _LABELS:
+        dtypes[_LABELS[name]] = DataType.I32_Default
+    registered = description.dtype_format(*dtypes).target("CPU").get_op_info()
+    return ops.Custom(f"{LIBRARY}:mindpet_{name}", func_type="aot", bprop=bprop, reg_info=registered)
 
 
 @constexpr
@@ -54,9 +60,9 @@ def _constants(*values: float) -> Tensor:
     return Tensor(np.array(values, np.float32))
 
 
-_gelu_back = _operation("gelu_back", shapes.first)
-_gelu_tanh_back = _operation("gelu_tanh_back", shapes.first)
-_silu_gate_back = _operation("silu_gate_back", shapes.first_two, 2)
+_gelu_back = _operation("gelu_back", 2)
+_gelu_tanh_back = _operation("gelu_tanh_back", 2)
+_silu_gate_back = _operation("silu_gate_back", 3, 2)
 
 
 def _gelu_bprop(x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
@@ -71,9 +77,9 @@ def _silu_gate_bprop(gate: Tensor, x: Tensor, out: Tensor, dout: Tensor) -> tupl
     return _silu_gate_back(gate, x, dout)
 
 
-_gelu = _operation("gelu", shapes.first, bprop=_gelu_bprop)
-_gelu_tanh = _operation("gelu_tanh", shapes.first, bprop=_gelu_tanh_bprop)
-_silu_gate = _operation("silu_gate", shapes.gate, bprop=_silu_gate_bprop)
+_gelu = _operation("gelu", 1, bprop=_gelu_bprop)
+_gelu_tanh = _operation("gelu_tanh", 1, bprop=_gelu_tanh_bprop)
+_silu_gate = _operation("silu_gate", 2, bprop=_silu_gate_bprop)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -91,8 +97,8 @@ def silu_gate(gate: Tensor, x: Tensor) -> Tensor:
     return _silu_gate(gate, x)
 
 
-_layer_norm_back = _operation("layer_norm_back", shapes.layer_norm_back, 3)
-_rms_norm_back = _operation("rms_norm_back", shapes.rms_norm_back, 2)
+_layer_norm_back = _operation("layer_norm_back", 4, 3)
+_rms_norm_back = _operation("rms_norm_back", 4, 2)
 
 
 def _layer_norm_bprop(
@@ -122,9 +128,9 @@ def _rms_norm_bprop(
     return dx, dgamma, epsilon
 
 
-_layer_norm = _operation("layer_norm", shapes.layer_norm, 3, _layer_norm_bprop)
-_residual_norm = _operation("layer_norm_residual", shapes.layer_norm, 3, _residual_norm_bprop)
-_rms_norm = _operation("rms_norm", shapes.rms_norm, 2, _rms_norm_bprop)
+_layer_norm = _operation("layer_norm", 4, 3, _layer_norm_bprop)
+_residual_norm = _operation("layer_norm_residual", 5, 3, _residual_norm_bprop)
+_rms_norm = _operation("rms_norm", 3, 2, _rms_norm_bprop)
 
 
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, residual: Tensor | None) -> Tensor:
@@ -140,7 +146,7 @@ def rms_norm(x: Tensor, gamma: Tensor, epsilon: float) -> Tensor:
     return _rms_norm(x, gamma.astype(_FLOAT), _constants(epsilon))[0]
 
 
-_rotary_back = _operation("rotary_back", shapes.first)
+_rotary_back = _operation("rotary_back", 4)
 
 
 def _rotary_bprop(
@@ -149,7 +155,7 @@ def _rotary_bprop(
     return _rotary_back(dout, cosine, sine, interleaved), cosine, sine, interleaved
 
 
-_rotary = _operation("rotary", shapes.rotary, bprop=_rotary_bprop)
+_rotary = _operation("rotary", 4, bprop=_rotary_bprop)
 
 
 def rotary(x: Tensor, cosine: Tensor, sine: Tensor, num_heads: int, interleaved: bool) -> Tensor:
@@ -162,8 +168,8 @@ def rotary(x: Tensor, cosine: Tensor, sine: Tensor, num_heads: int, interleaved:
 
 def _dense_operations(suffix: str) -> tuple[Any, Any, Any, Any]:
     """Return the dense layer without and with bias, and the two with LoRA's branch."""
-    dense_back = _operation("dense_back" + suffix, shapes.dense_back)
-    lora_back = _operation("lora_back" + suffix, shapes.lora_back, 4)
+    dense_back = _operation("dense_back" + suffix, 2)
+    lora_back = _operation("lora_back" + suffix, 7, 4)
 
     def dense_bprop(x: Tensor, weight: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
         return dense_back(dout, weight), weight
@@ -197,10 +203,10 @@ def _dense_operations(suffix: str) -> tuple[Any, Any, Any, Any]:
         return dx, weight, dlora_a, dlora_b, scale, bias
 
     return (
-        _operation("dense" + suffix, shapes.dense, 1, dense_bprop),
-        _operation("dense_biased" + suffix, shapes.dense, 1, biased_bprop),
-        _operation("lora" + suffix, shapes.lora, 2, lora_bprop),
-        _operation("lora_biased" + suffix, shapes.lora, 2, biased_lora_bprop),
+        _operation("dense" + suffix, 2, 1, dense_bprop),
+        _operation("dense_biased" + suffix, 3, 1, biased_bprop),
+        _operation("lora" + suffix, 5, 2, lora_bprop),
+        _operation("lora_biased" + suffix, 6, 2, biased_lora_bprop),
     )
 
 
@@ -230,8 +236,8 @@ def lora_dense(
     return with_branch(x, frozen, down, up, factor, _stop(bias.astype(_FLOAT)))[0]
 
 
-_attention_back = _operation("attention_back", shapes.first_three, 3)
-_attention_back_masked = _operation("attention_back_masked", shapes.first_three, 3)
+_attention_back = _operation("attention_back", 7, 3)
+_attention_back_masked = _operation("attention_back_masked", 8, 3)
 
 
 def _attention_bprop(
@@ -254,8 +260,8 @@ def _masked_attention_bprop(
     return dquery, dkey, dvalue, settings, mask
 
 
-_attention = _operation("attention", shapes.attention, 2, _attention_bprop)
-_masked_attention = _operation("attention_masked", shapes.attention, 2, _masked_attention_bprop)
+_attention = _operation("attention", 4, 2, _attention_bprop)
+_masked_attention = _operation("attention_masked", 5, 2, _masked_attention_bprop)
 
 
 def attention(
@@ -274,7 +280,7 @@ def attention(
     return _masked_attention(heads, key_heads, value_heads, settings, hiding)[0].reshape(query.shape)
 
 
-_row_losses_back = _operation("cross_entropy_back", shapes.second)
+_row_losses_back = _operation("cross_entropy_back", 4)
 
 
 def _row_losses_bprop(
@@ -283,7 +289,7 @@ def _row_losses_bprop(
     return _row_losses_back(dout[0], logits, labels, out[1]), labels
 
 
-_row_losses = _operation("cross_entropy", shapes.row_losses, 2, _row_losses_bprop)
+_row_losses = _operation("cross_entropy", 2, 2, _row_losses_bprop)
 
 
 def row_losses(logits: Tensor, labels: Tensor) -> Tensor:

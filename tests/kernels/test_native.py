@@ -206,7 +206,7 @@ BAD_SHAPES = {
 @pytest.mark.parametrize("name", BAD_SHAPES)
 def test_shapes_that_do_not_fit_are_refused_before_native_code_reads_them(name):
     kernels.use_kernels("f32")
-    with pytest.raises(ValueError, match=f"{name} has the shape .*; expected is .*: give tensors that fit"):
+    with pytest.raises(RuntimeError, match=f"{name} has the shape .*; expected is .*: give tensors that fit"):
         BAD_SHAPES[name]()
 
 
@@ -272,3 +272,19 @@ def test_operations_with_and_without_an_optional_input_share_a_graph(mode):
         kernels.use_kernels(kind)
         gradients.append(mindspore.grad(Weighted(Call(every_form), weights))(*x).asnumpy())
     assert np.abs(gradients[0] - gradients[1]).max() < 1e-4 * np.abs(gradients[0]).max()
+
+
+@NATIVE
+def test_a_network_may_return_what_is_no_tensor(mode):
+    """MindSpore then compiles a part of the graph when it runs, without the Python objects of its operations."""
+    kernels.use_kernels("f32")
+
+    def with_others(x):
+        normalised = kernels.layer_norm(kernels.gelu(x), ops.ones((4,)), ops.zeros((4,)), 1e-5)
+        return kernels.attention(normalised, normalised, normalised, None, 2), None, "text"
+
+    x = random(2, 3, 4)
+    normalised = formulas.layer_norm(formulas.gelu(x), 1.0, 0.0, 1e-5)
+    output, nothing, text = Call(with_others)(*float32(x))
+    assert (nothing, text) == (None, "text")
+    assert error(output, formulas.attention(normalised, normalised, normalised, None, 2)) < 1e-5

@@ -1,0 +1,175 @@
+// The shapes and dtypes of what entry.cpp's operations return, under the names by which MindSpore asks for them:
+// mindpet_gelu has mindpet_geluInferShape and mindpet_geluInferType. They are C++ because MindSpore may compile a part of
+// a graph anew when it runs, without Python.
+//
+// Native code trusts shapes; here is the one place where they are checked. A size that is not known yet is negative and
+// passes. The last argument of each function, which would hold attributes, is not used.
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace {
+
+using Shape = std::vector<std::int64_t>;
+using Shapes = std::vector<Shape>;
+using Types = std::vector<int>;
+
+struct Inputs {
+  int* ranks;
+  std::int64_t** shapes;
+
+  Shape operator[](int i) const { return Shape(shapes[i], shapes[i] + ranks[i]); }
+};
+
+std::string text(const Shape& shape) {
+  std::string result;
+  for (std::int64_t size : shape) result += (result.empty() ? "" : ", ") + std::to_string(size);
+  return "(" + result + ")";
+}
+
+void require(const char* name, const Shape& found, const Shape& expected) {
+  bool fits = found.size() == expected.size();
+  for (std::size_t i = 0; fits && i < found.size(); ++i) {
+    fits = found[i] == expected[i] || found[i] < 0 || expected[i] < 0;
+  }
+  if (!fits) {
+    throw std::invalid_argument(std::string(name) + " has the shape " + text(found) + "; expected is " +
+                                text(expected) + ": give tensors that fit.");
+  }
+}
+
+// `shape` without its last axis, and with another one there.
+Shape rows(Shape shape) {
+  if (!shape.empty()) shape.pop_back();
+  return shape;
+}
+
+Shape with_columns(const Shape& shape, std::int64_t columns) {
+  Shape result = rows(shape);
+  result.push_back(columns);
+  return result;
+}
+
+Shape columns(const Shape& shape) { return shape.empty() ? Shape{} : Shape{shape.back()}; }
+
+void require_rank(const char* name, const Shape& shape, std::size_t rank) {
+  if (shape.size() != rank) require(name, shape, Shape(rank, -1));
+}
+
+Shape silu_gate(const Inputs& in) {
+  require("x", in[1], in[0]);
+  return in[0];
+}
+
+Shapes layer_norm(const Inputs& in, bool has_residual) {
+  require("gamma", in[1], columns(in[0]));
+  require("beta", in[2], columns(in[0]));
+  if (has_residual) require("residual", in[4], in[0]);
+  return {in[0], in[0], rows(in[0])};
+}
+
+Shapes rms_norm(const Inputs& in) {
+  require("gamma", in[1], columns(in[0]));
+  return {in[0], rows(in[0])};
+}
+
+Shape rotary(const Inputs& in) {
+  const Shape x = in[0], cosine = in[1];
+  require_rank("cosine", cosine, 3);
+  const std::int64_t pairs = 2 * cosine[2] <= x[3] ? cosine[2] : x[3] / 2;
+  const Shape angles = {cosine[0] == 1 ? 1 : x[0], x[1], pairs};
+  require("cosine", cosine, angles);
+  require("sine", in[2], angles);
+  return x;
+}
+
+Shape dense(const Inputs& in, int bias) {
+  const Shape weight = in[1];
+  require_rank("weight", weight, 2);
+  require("weight", weight, {weight[0], in[0].empty() ? 0 : in[0].back()});
+  if (bias >= 0) require("bias", in[bias], {weight[0]});
+  return with_columns(in[0], weight[0]);
+}
+
+Shape dense_back(const Inputs& in) { return with_columns(in[0], in[1][1]); }
+
+Shapes lora(const Inputs& in, int bias) {
+  const Shape y = dense(in, bias), lora_a = in[2];
+  require_rank("lora_a", lora_a, 2);
+  require("lora_a", lora_a, {lora_a[0], in[1][1]});
+  require("lora_b", in[3], {in[1][0], lora_a[0]});
+  return {y, with_columns(in[0], lora_a[0])};
+}
+
+Shapes attention(const Inputs& in, bool masked) {
+  const Shape query = in[0], key = in[1];
+  const std::int64_t batch = query[0], queries = query[1], heads = query[2];
+  const bool shares = key[2] > 0 && heads % key[2] == 0;
+  require("key", key, {batch, key[1], shares ? key[2] : heads, query[3]});
+  require("value", in[2], key);
+  if (masked) {
+    const Shape mask = in[4];
+    require_rank("mask", mask, 4);
+    require("mask", mask, {mask[0] == 1 ? 1 : batch, 1, mask[2] == 1 ? 1 : queries, key[1]});
+  }
+  return {query, {batch, heads, queries, 2}};
+}
+
+Shapes cross_entropy(const Inputs& in) {
+  require("labels", in[1], rows(in[0]));
+  Shape kept = in[1];
+  kept.push_back(2);
+  return {in[1], kept};
+}
+
+}  // namespace
+
+#define MINDPET_EXPORT extern "C" __attribute__((visibility("default")))
+
+// All outputs have the dtype of the first input, float32.
+#define MINDPET_INFER_ONE(name, ...)                                                                    \
+  MINDPET_EXPORT Shape mindpet_##name##InferShape(int* ranks, std::int64_t** shapes, void*) {           \
+    const Inputs in{ranks, shapes};                                                                     \
+    return __VA_ARGS__;                                                                                 \
+  }                                                                                                     \
+  MINDPET_EXPORT int mindpet_##name##InferType(Types inputs, void*) { return inputs[0]; }
+
+#define MINDPET_INFER(name, outputs, ...)                                                               \
+  MINDPET_EXPORT Shapes mindpet_##name##InferShape(int* ranks, std::int64_t** shapes, void*) {          \
+    const Inputs in{ranks, shapes};                                                                     \
+    return __VA_ARGS__;                                                                                 \
+  }                                                                                                     \
+  MINDPET_EXPORT Types mindpet_##name##InferType(Types inputs, void*) { return Types(outputs, inputs[0]); }
+
+MINDPET_INFER_ONE(gelu, in[0])
+MINDPET_INFER_ONE(gelu_back, in[0])
+MINDPET_INFER_ONE(gelu_tanh, in[0])
+MINDPET_INFER_ONE(gelu_tanh_back, in[0])
+MINDPET_INFER_ONE(silu_gate, silu_gate(in))
+MINDPET_INFER(silu_gate_back, 2, Shapes{in[0], in[1]})
+MINDPET_INFER(layer_norm, 3, layer_norm(in, false))
+MINDPET_INFER(layer_norm_residual, 3, layer_norm(in, true))
+MINDPET_INFER(layer_norm_back, 3, Shapes{in[0], in[1], in[1]})
+MINDPET_INFER(rms_norm, 2, rms_norm(in))
+MINDPET_INFER(rms_norm_back, 2, Shapes{in[0], in[2]})
+MINDPET_INFER_ONE(rotary, rotary(in))
+MINDPET_INFER_ONE(rotary_back, in[0])
+MINDPET_INFER_ONE(dense, dense(in, -1))
+MINDPET_INFER_ONE(dense_bf16, dense(in, -1))
+MINDPET_INFER_ONE(dense_biased, dense(in, 2))
+MINDPET_INFER_ONE(dense_biased_bf16, dense(in, 2))
+MINDPET_INFER_ONE(dense_back, dense_back(in))
+MINDPET_INFER_ONE(dense_back_bf16, dense_back(in))
+MINDPET_INFER(lora, 2, lora(in, -1))
+MINDPET_INFER(lora_bf16, 2, lora(in, -1))
+MINDPET_INFER(lora_biased, 2, lora(in, 5))
+MINDPET_INFER(lora_biased_bf16, 2, lora(in, 5))
+MINDPET_INFER(lora_back, 4, Shapes{in[1], in[4], in[5], in[2]})
+MINDPET_INFER(lora_back_bf16, 4, Shapes{in[1], in[4], in[5], in[2]})
+MINDPET_INFER(attention, 2, attention(in, false))
+MINDPET_INFER(attention_masked, 2, attention(in, true))
+MINDPET_INFER(attention_back, 3, Shapes{in[0], in[1], in[2]})
+MINDPET_INFER(attention_back_masked, 3, Shapes{in[0], in[1], in[2]})
+MINDPET_INFER(cross_entropy, 2, cross_entropy(in))
+MINDPET_INFER_ONE(cross_entropy_back, in[1])
