@@ -1,6 +1,6 @@
 // The shapes and dtypes of what entry.cpp's operations return, under the names by which MindSpore asks for them:
-// mindpet_gelu has mindpet_geluInferShape and mindpet_geluInferType. They are C++ because MindSpore may compile a part of
-// a graph anew when it runs, without Python.
+// mindpet_gelu has mindpet_geluInferShape and mindpet_geluInferType. They are C++ because MindSpore may compile a part
+// of a graph anew when it runs, without Python.
 //
 // Native code trusts shapes; here is the one place where they are checked. A size that is not known yet is negative and
 // passes. The last argument of each function, which would hold attributes, is not used.
