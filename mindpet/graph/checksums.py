@@ -77,6 +77,10 @@ def read_checkpoint(checkpoint: Path, dec_key: bytes | None = None, dec_mode: st
         raise InputError(
             f"{checkpoint} cannot be read as a checkpoint ({cause}); check the file and, if it is encrypted, the key."
         ) from error
+    if strange := sorted(name for name, value in content.items() if not isinstance(value, Tensor | str)):
+        raise InputError(
+            f"{checkpoint} cannot be read as a checkpoint ({', '.join(strange)} is no tensor); give an undamaged file."
+        )
     if sums is None:
         appended = {"epoch_num", "step_num"} | {name for name, value in content.items() if isinstance(value, str)}
     else:

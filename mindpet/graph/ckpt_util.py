@@ -107,6 +107,8 @@ def _find_unsafe_settings(config: CheckpointConfig) -> str:
         return "remove_redundancy spreads a checkpoint over the files of several processes, none of which is whole"
     if config.map_param_inc:
         return "incremental files are useless without the earlier ones, which are removed; leave out incremental"
+    if config.crc_check and config.enc_key is not None:
+        return "MindSpore cannot read back an encrypted file with a CRC; leave out crc_check, checksums stand beside it"
     if config.format != "ckpt":
         return f"the files are .ckpt files; format={config.format!r} cannot be kept"
     return ""

@@ -31,9 +31,9 @@ _LISTED = 20
 
 # What MindSpore's optimizers and loss scales call their state: for each parameter, as in adam_m.<parameter>, and alone.
 _STATES_OF_A_PARAMETER = {
-    *("accu_grads", "accum", "accum_update", "adam_m", "adam_v", "exp_avg", "exp_avg_sq", "exp_avg_sq_col"),
-    *("exp_avg_sq_row", "lamb_m", "lamb_v", "linear", "mean_grad", "mean_square", "moment", "moment1", "moment2"),
-    *("moments", "prev", "stat", "step_size", "vhat"),
+    *("accu_grads", "accum", "accum_update", "adam_m", "adam_v", "ax_", "eta", "exp_avg", "exp_avg_sq"),
+    *("exp_avg_sq_col", "exp_avg_sq_row", "lamb_m", "lamb_v", "linear", "mean_grad", "mean_square", "moment"),
+    *("moment1", "moment2", "moments", "mu", "prev", "stat", "step_size", "vhat"),
 }
 _STATES_OF_A_STEP = re.compile(
     r"global_step|afactor_step|learning_rate(_group_\d+)?|momentum|beta[12]_power|scale_sense|current_iterator_step"

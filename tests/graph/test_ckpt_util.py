@@ -179,6 +179,7 @@ def test_saved_network_is_the_one_that_is_saved(tmp_path):
         ({"exception_save": True}, "straight to the final name"),
         ({"remove_redundancy": True}, "several processes"),
         ({"incremental": True}, "earlier"),
+        ({"crc_check": True, "enc_key": b"0" * 16}, "cannot read back"),
         ({"format": "safetensors"}, "safetensors"),
         ({"save_checkpoint_steps": 0, "save_checkpoint_seconds": 0}, "nothing would ever be saved"),
     ],

@@ -106,6 +106,7 @@ OPTIMIZERS = {
     "RMSProp": lambda parameters: nn.RMSProp(parameters, 0.1, centered=True),
     "Adagrad": lambda parameters: nn.Adagrad(parameters),
     "FTRL": lambda parameters: nn.FTRL(parameters),
+    "ASGD": lambda parameters: nn.ASGD(parameters),
 }
 
 
@@ -270,6 +271,18 @@ def test_a_file_that_is_no_checkpoint(saved, data):
     sums_of(path).unlink()
     rewrite(path, data)
     with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+        load_trainable(net, path)
+    assert_all(net, 0)
+
+
+def test_an_entry_that_is_no_tensor(saved):
+    net, path = saved
+    sums_of(path).unlink()
+    entry = path.read_bytes().index(b"head.bias") + len(b"head.bias")
+    damaged = bytearray(path.read_bytes())
+    damaged[entry] ^= 0x40  # The entry's kind: MindSpore gives a list for anything else than a tensor.
+    rewrite(path, bytes(damaged))
+    with pytest.raises(InputError, match=r"head\.bias is no tensor"):
         load_trainable(net, path)
     assert_all(net, 0)
 
