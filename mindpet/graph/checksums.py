@@ -14,6 +14,7 @@ from typing import Any
 from mindspore import Tensor, load_checkpoint
 
 from mindpet.graph.checkpoint_names import checksum_path
+from mindpet.graph.ckpt_format import find_misfit
 from mindpet.storage.reader import read_json, require_file
 from mindpet.utils.exceptions import InputError
 
@@ -71,6 +72,8 @@ def read_checkpoint(checkpoint: Path, dec_key: bytes | None = None, dec_mode: st
     if sums is not None:
         _check_file(checkpoint, sums)
     try:
+        if sums is None and dec_key is None and (misfit := find_misfit(checkpoint.read_bytes())):
+            raise ValueError(f"{misfit} has more or fewer bytes than its shape asks for")
         content = load_checkpoint(str(checkpoint), dec_key=dec_key, dec_mode=dec_mode)
     except Exception as error:  # MindSpore raises whatever its parser meets in a damaged file.
         cause = " ".join(str(error).split())
