@@ -81,14 +81,16 @@ def merge(network: nn.Cell, tolerance: float | None = None, keep_base: bool = Tr
         For each layer the differences and how many weights rounding has left as they were.
 
     Raises:
-        InputError: Nothing is attached, it is merged already, a method is not linear, a weight is used elsewhere too,
-            an adapter holds NaN, or the difference is above the tolerance (the message says which dtype would pass).
+        InputError: Nothing is attached, it is merged already, a layer was moved since, a method is not linear, a weight
+            is used elsewhere too, an adapter holds NaN, or the difference is above the tolerance (the message says
+            which dtype would pass).
         CompiledNetworkError: A function captured as bytecode lives that would not notice the change.
         TypeError: `tolerance` is no number or `keep_base` no bool.
     """
     _check_arguments(tolerance, keep_base)
     state = require_state(network)
     _refuse_unmergeable(state)
+    _refuse_moved(state)
     refuse_captured()
     holders = _find_holders(network)
     planned = [_plan(replacement, holders) for replacement in state.replacements]
@@ -163,10 +165,11 @@ def unload(network: nn.Cell) -> nn.Cell:
         `network` itself.
 
     Raises:
-        InputError: Nothing is attached.
+        InputError: Nothing is attached, or an adapted layer was moved or replaced since.
         CompiledNetworkError: An optimizer, or a function captured as bytecode, lives that would not notice the change.
     """
     state = require_state(network)
+    _refuse_moved(state)
     refuse_stale(network)
     if state.merged is None:
         _restore_marked(state)
@@ -183,6 +186,16 @@ def _check_arguments(tolerance: Any, keep_base: Any) -> None:
         raise InputError(f"tolerance is {tolerance!r}; give a finite number from 0, or None for that of each dtype")
     if not isinstance(keep_base, bool):
         raise TypeError(f"keep_base is {keep_base!r}; give True or False")
+
+
+def _refuse_moved(state: PeftState) -> None:
+    """Refuse a network whose adapted layers hang elsewhere than after attaching."""
+    for replacement in state.replacements:
+        if not all(place.holds(replacement.cell) for place in replacement.places):
+            raise InputError(
+                f"the adapted layer {replacement.path} has been moved or replaced since it was attached; put it back,"
+                " or change the network before attaching"
+            )
 
 
 def _refuse_unmergeable(state: PeftState) -> None:

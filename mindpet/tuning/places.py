@@ -24,6 +24,15 @@ class Place:
     parent: nn.Cell
     name: str
 
+    def holds(self, cell: nn.Cell) -> bool:
+        """Tell whether `cell` hangs here."""
+        if isinstance(self.parent, nn.CellList | nn.SequentialCell):
+            index = self._index()
+            return index < len(self.parent) and self.parent[index] is cell
+        if isinstance(self.parent, nn.CellDict):
+            return self.name in self.parent.keys() and self.parent[self.name] is cell  # noqa: SIM118, no __contains__
+        return getattr(self.parent, self.name, None) is cell
+
     def put(self, cell: nn.Cell) -> None:
         """Hang `cell` here. MindSpore renames the parameters of a cell that is assigned, so names are put back."""
         names = [(parameter, parameter.name) for parameter in cell.get_parameters()]

@@ -579,6 +579,20 @@ def test_unload_keeps_the_training_flag():
     assert not network.query.training
 
 
+@pytest.mark.parametrize("finish", [mindpet.merge, mindpet.unload])
+@pytest.mark.parametrize(
+    "change", [lambda cells: cells.insert(0, nn.ReLU()), lambda cells: cells.__setitem__(1, nn.ReLU())]
+)
+def test_a_layer_that_was_moved_is_not_overwritten(change, finish):
+    network = nn.CellList([nn.Dense(3, 3), nn.Dense(3, 3)])
+    mindpet.get_peft_model(network, LoraConfig(r=2, target_modules="all-linear"))
+    change(network)
+    before = list(network)
+    with pytest.raises(InputError, match="has been moved or replaced since it was attached"):
+        finish(network)
+    assert all(one is other for one, other in zip(network, before, strict=True))
+
+
 def test_unload_is_refused_while_an_optimizer_lives():
     network = make()
     optimizer = nn.Adam(network.trainable_params(), 0.05)
