@@ -30,7 +30,7 @@ CHECKPOINTS_KEPT = 2
 
 _PREFIX = "DELTA_CKP"  # of the checkpoints, as TrainableParamsCheckPoint names them
 _LOGGED = ({field.name for field in fields(StepRecord)}, {"epoch", "step", "valid_accuracy"})
-_UNFINISHED = ".*.tmp"  # what a killed process leaves of a file that it was writing
+_UNFINISHED = (".*.tmp", ".adapter-staging-*", ".adapter-replaced-*")  # what a killed process leaves while it writes
 
 
 class RunFolder:
@@ -100,8 +100,8 @@ class RunFolder:
                 "or start again with --overwrite"
             )
         entries = [self._parse(line, number) for number, line in enumerate(lines, start=1)]
-        for leftover in self.path.glob(_UNFINISHED):
-            remove_file(leftover)
+        for leftover in filter(_is_unfinished, self.path.iterdir()):
+            _remove(leftover)
         self._write_settings(settings)
         write_text(self._log, "".join(f"{line}\n" for line in lines))
         for checkpoint in find_checkpoints(self.checkpoints, _PREFIX)[:-CHECKPOINTS_KEPT]:
@@ -180,16 +180,14 @@ class RunFolder:
             )
 
     def _entries(self) -> list[Path]:
-        """Return what lies in the folder, but for what a killed process has left of the first file."""
-        return [entry for entry in self.path.iterdir() if not entry.match(_UNFINISHED)]
+        """Return what lies in the folder, but for what a killed process has left unfinished."""
+        return [entry for entry in self.path.iterdir() if not _is_unfinished(entry)]
 
     def _clear(self) -> None:
         """Remove what a run writes but for the settings; the state first, as it is worthless without the rest."""
         for entry in sorted(self.path.iterdir(), key=lambda entry: entry != self.state):
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            elif entry != self.settings:
-                entry.unlink()
+            if entry != self.settings:
+                _remove(entry)
 
     def _write_settings(self, settings: Mapping[str, Any]) -> None:
         write_text(self.settings, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
@@ -216,3 +214,17 @@ class RunFolder:
             raise InputError(f"{given}: {above} is no folder; choose another with --out")
         if not os.access(above, os.W_OK | os.X_OK):
             raise InputError(f"{given}: {above} cannot be written; choose another with --out")
+
+
+def _is_unfinished(entry: Path) -> bool:
+    return any(map(entry.match, _UNFINISHED))
+
+
+def _remove(entry: Path) -> None:
+    try:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    except OSError as error:
+        raise InputError(f"{entry} cannot be removed ({error.strerror or error}); check its folder's rights") from error

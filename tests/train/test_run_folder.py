@@ -98,3 +98,18 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path):
     (folder.path / "log.jsonl").mkdir()
     with pytest.raises(InputError, match=r"log\.jsonl cannot be written"):
         folder.log({"loss": 1.0})
+
+
+@pytest.mark.parametrize("name", [".adapter-staging-0a", ".adapter-replaced-0a", ".0a.tmp"])
+def test_what_a_killed_process_leaves_unfinished_is_in_nobodys_way(tmp_path, name):
+    path = _earlier_run(tmp_path / "run").path
+    leftover = path / name
+    if name.endswith(".tmp"):
+        leftover.write_text("half")
+    else:
+        leftover.mkdir()
+        (leftover / "adapter_config.json").write_text("{}")
+    RunFolder(path, overwrite=True)
+    folder = RunFolder(path, overwrite=False, resume=True)
+    folder.reopen({"seed": 1}, log_lines=0)
+    assert not leftover.exists()
