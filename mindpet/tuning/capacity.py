@@ -104,12 +104,13 @@ def enlarge(config: PeftConfig, max_rank: int | None, max_tokens: int | None, ma
 
 def slots_of(state: PeftState) -> dict[tuple[str, str], Slot]:
     """Return what adapters fill, by the path of the attached cell and the parameter's name in it."""
-    names = {id(parameter): name for name, parameter in state.parameters.items()}
+    # A cell that was put around the network may have renamed a parameter since, and training may have brought its own.
+    names = {id(parameter): name for name, parameter in state.parameters.items() if _is_added(name)}
     return {
         (path, inner): Slot(names[id(parameter)], parameter, _groups(cell, inner))
         for path, cell in state.cells.items()
         for inner, parameter in cell.parameters_and_names()
-        if _is_added(names[id(parameter)])  # a cell that was put around the network may have renamed it since
+        if id(parameter) in names
     }
 
 
