@@ -13,7 +13,7 @@ from mindpet.tuning.capacity import enlarge, plan_adapter_for, write_adapter
 from mindpet.tuning.compiled import forget_compiled, refuse_stale
 from mindpet.tuning.config import PeftConfig
 from mindpet.tuning.layers import Network
-from mindpet.tuning.places import Place, find_places
+from mindpet.tuning.places import Place, find_places, reach
 from mindpet.tuning.plans import Plan
 from mindpet.tuning.registry import METHODS
 from mindpet.tuning.state import STATE_ATTRIBUTE, Feed, PeftState, Replacement, require_state, state_of
@@ -186,18 +186,18 @@ def _check_conflicts(plans: Sequence[Plan]) -> None:
 
 
 def _check_reachable(network: nn.Cell, view: Network, plans: Sequence[Plan]) -> None:
-    """Refuse layers that a cell calls from a plain list, tuple or dict, where an exchange would not be seen."""
+    """Refuse layers that a cell may call by a plain attribute, such as a list, where an exchange would not be seen."""
     wanted = {id(view.cells[path]): path for plan in plans for path in plan.cells}
+    framework = vars(nn.Cell()).keys()  # where every cell keeps its children
     for owner in (cell for _, cell in network.cells_and_names() if not isinstance(cell, nn.SequentialCell)):
         for name, value in vars(owner).items():
-            items = value.values() if isinstance(value, dict) else value
-            if not isinstance(value, dict | list | tuple) or name.startswith("_"):
+            if name in framework or isinstance(value, nn.Cell):
                 continue
-            path = next((wanted[id(item)] for item in items if id(item) in wanted), None)
+            path = next((wanted[id(item)] for item in reach(value) if id(item) in wanted), None)
             if path:
                 raise InputError(
                     f"{path} also stands in the plain {type(value).__name__} {name} of {type(owner).__name__}, where it"
-                    " cannot be replaced; make that an nn.CellList, or leave the layer out"
+                    " cannot be replaced; call the cell itself, make that an nn.CellList, or leave the layer out"
                 )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
+from types import CellType, FunctionType, MethodType, ModuleType
 
-from mindspore import nn
+from mindspore import Tensor, nn, ops
 
 from mindpet.utils.exceptions import InputError
 
-__all__ = ["Place", "find_places"]
+__all__ = ["Place", "find_places", "reach"]
 
 
 @dataclass(frozen=True)
@@ -69,3 +71,44 @@ def find_places(network: nn.Cell, cells: Collection[nn.Cell]) -> list[tuple[Plac
         for name, child in parent.name_cells().items()
         if id(child) in wanted
     ]
+
+
+def reach(value: object) -> Iterator[object]:
+    """Yield what a plain attribute leads to, itself too: items, closures, whose method it is, attributes of objects.
+
+    Cells are yielded and not entered, as they are looked at by themselves.
+    """
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        yield item
+        waiting += _held_by(item)
+
+
+def _held_by(item: object) -> list[object]:
+    """Return what an object leads to in one step."""
+    if isinstance(item, nn.Cell | Tensor | ops.Primitive | type | ModuleType):
+        return []
+    if isinstance(item, dict):
+        return list(item.values())
+    if isinstance(item, list | tuple | set | frozenset):
+        return list(item)
+    if isinstance(item, partial):
+        return [item.func, *item.args, *item.keywords.values()]
+    if isinstance(item, MethodType):
+        return [item.__self__]
+    if isinstance(item, FunctionType):
+        return [cell.cell_contents for cell in item.__closure__ or () if _is_filled(cell)]
+    return list(getattr(item, "__dict__", {}).values())
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True

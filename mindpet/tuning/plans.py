@@ -351,10 +351,25 @@ def _replace(
             cell = build(path, view.layer, view.dtype if compute_dtype is None else compute_dtype)
         except (TypeError, ValueError, KeyError) as error:
             raise InputError(f"{path} cannot be adapted by {plan.config.method}: {error}") from error
+        _name_by_path(path, cell, network.cells[path])
         scaled = cell if hasattr(cell, "scaling") else getattr(cell, f"{DELTA_MARK}{plan.config.method}", None)
         if scaled is not None:
             hold_scale(scaled)
         plan.cells[path] = cell
+
+
+def _name_by_path(path: str, cell: nn.Cell, original: nn.Cell) -> None:
+    """Name what a cell adds after its own path where its weight has the name of another cell, with which it is tied.
+
+    Else it stays named beside the weight, whose name may begin above the network or within it.
+    """
+    own = {id(parameter) for parameter in original.get_parameters()}
+    prefix = next(iter(original.get_parameters())).name.rpartition(".")[0]
+    if prefix and (f".{prefix}".endswith(f".{path}") or f".{path}".endswith(f".{prefix}")):
+        return
+    for parameter in cell.get_parameters():
+        if id(parameter) not in own:
+            parameter.name = f"{path}.{parameter.name.removeprefix(f'{prefix}.')}"
 
 
 def _biases(network: Network, paths: Sequence[str] | None) -> list[str]:

@@ -1,5 +1,6 @@
 import copy
 import functools
+import types
 from collections import OrderedDict
 
 import mindspore
@@ -17,6 +18,7 @@ from mindpet.tuning.places import Place
 from mindpet.tuning.registry import METHODS
 from mindpet.tuning.state import adapter_parameters, require_state, state_of
 from mindpet.utils.exceptions import InputError
+from mindpet.utils.names import DELTA_MARK
 from tests.methods import CHANGES_THE_START, EVERY_METHOD, FIELDS, batch, config_of, move_adapter, small_bert
 
 
@@ -336,13 +338,25 @@ class _Scaled(nn.Dense):
 
 
 class _Listed(nn.Cell):
-    def __init__(self):
+    def __init__(self, hold):
         super().__init__()
         self.query = nn.Dense(4, 4)
-        self.layers = (self.query,)
+        self.held = hold(self.query)
 
     def construct(self, x):
-        return self.layers[0](x)
+        return self.query(x)
+
+
+class _Tied(nn.Cell):
+    """Two layers with one weight, which has the name of the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Dense(4, 4, has_bias=False), nn.Dense(4, 4, has_bias=False)
+        self.second.weight = self.first.weight
+
+    def construct(self, x):
+        return self.second(self.first(x))
 
 
 def _with_hook(dense):
@@ -362,7 +376,13 @@ def _with_construct(dense):
         (nn.SequentialCell(nn.Dense(4, 4).to_float(mstype.float16)), "0 casts its inputs, by to_float"),
         (nn.SequentialCell(_with_hook(nn.Dense(4, 4))), "0 has a hook"),
         (nn.SequentialCell(_with_construct(nn.Dense(4, 4))), "0 has a construct of its own"),
-        (_Listed(), "query also stands in the plain tuple layers of _Listed"),
+        (_Listed(lambda layer: (layer,)), "query also stands in the plain tuple held of _Listed"),
+        (_Listed(lambda layer: [(layer, 1)]), "query also stands in the plain list held"),
+        (_Listed(lambda layer: {"a": [layer]}), "query also stands in the plain dict held"),
+        (_Listed(lambda layer: layer.construct), "query also stands in the plain method held"),
+        (_Listed(lambda layer: functools.partial(layer)), "query also stands in the plain partial held"),
+        (_Listed(lambda layer: lambda x: layer(x)), "query also stands in the plain function held"),
+        (_Listed(lambda layer: types.SimpleNamespace(layer=layer)), "query also stands in the plain SimpleNamespace"),
     ],
 )
 def test_a_layer_that_would_lose_something_is_refused(network, said):
@@ -370,6 +390,17 @@ def test_a_layer_that_would_lose_something_is_refused(network, said):
     with pytest.raises(InputError, match=said):
         get_peft_model(network, LoraConfig(target_modules="all-linear"))
     assert _picture(network) == before
+
+
+@pytest.mark.parametrize(
+    "config",
+    [LoraConfig(r=2, target_modules="all-linear"), AdapterConfig(bottleneck_size=2, target_modules="all-linear")],
+)
+def test_layers_with_one_weight_have_parameters_of_their_own_names(config):
+    network = get_peft_model(_Tied(), config)
+    names = [parameter.name for parameter in network.get_parameters()]
+    assert len(set(names)) == len(names)
+    assert {name.partition(".")[0] for name in names if DELTA_MARK in name} == {"first", "second"}
 
 
 def test_parameters_that_share_a_name_are_refused():
