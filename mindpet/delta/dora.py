@@ -38,8 +38,8 @@ class DoRADense(LoRADense):
 
     A `scaling` of 0 switches off all that DoRA does, the magnitude too: the result is the base layer's.
 
-    In semi-automatic parallel mode the rows or the channels may be split. Both at once MindSpore's planner refuses where
-    the products run in the parameters' own dtype, because it would give one parameter two layouts.
+    In semi-automatic parallel mode the rows or the channels may be split. Both at once MindSpore's planner refuses
+    where the products run in the parameters' own dtype, because it would give one parameter two layouts.
 
     Args:
         in_channels (int): the size of the last axis of the input.
@@ -99,11 +99,12 @@ class DoRADense(LoRADense):
         """Let the magnitude start anew as the norms of the weight's rows; to be called before the cell first runs."""
         self.rows_first = self.matmul.transpose_b  # else the weight is (in_channels, out_channels)
         rows = self._host_rows()
-        self.first_norm = Tensor(np.linalg.norm(rows.astype(np.float64), axis=1).astype(np.float32))
+        norms = np.linalg.norm(rows.astype(np.float64), axis=1).astype(np.float32)
+        self.first_norm = Tensor(norms)
         # No order of summation is further from the true sum of n squares than by n roundings of the sum.
         self.rounding = rows.shape[1] * 2.0**-24
         magnitude = self.mindpet_delta_lora_magnitude
-        magnitude.set_data(self.first_norm.astype(magnitude.dtype))
+        magnitude.set_data(Tensor(norms).astype(magnitude.dtype))  # of its own, as training writes in place
 
     def construct(self, x: Tensor) -> Tensor:
         """Return the layer's output for `x` of shape (*, in_channels)."""

@@ -61,8 +61,8 @@ class PiSSADense(LoRADense):
     change of the untouched weight of rank 2 lora_rank. Who gives the weight other values afterwards, by loading a
     checkpoint for example, calls `reset_factors` then.
 
-    In semi-automatic parallel mode the rows or the channels may be split. Both at once MindSpore's planner refuses where
-    the products run in the parameters' own dtype, because it would give one parameter two layouts.
+    In semi-automatic parallel mode the rows or the channels may be split. Both at once MindSpore's planner refuses
+    where the products run in the parameters' own dtype, because it would give one parameter two layouts.
 
     Args:
         args: the arguments of LoRADense; `lora_a_init` and `lora_b_init` have no effect, as both follow from the
@@ -137,13 +137,10 @@ class PiSSADense(LoRADense):
         """Return rows (lora_b lora_a - first_b first_a)^T as one product of twice the rank."""
         lora_a, lora_b = self.mindpet_delta_lora_a, self.mindpet_delta_lora_b
         first_a, first_b = self.mindpet_delta_lora_first_a, self.mindpet_delta_lora_first_b
-        a = self.cast(
-            self.stack_a((self.sub_a(lora_a, first_a), first_a)), self.compute_dtype
-        )  # (2 lora_rank, in_channels)
-        b = self.cast(
-            self.stack_b((lora_b, self.sub_b(lora_b, first_b))), self.compute_dtype
-        )  # (out_channels, 2 lora_rank)
-        return self.lora_b_matmul(self.lora_a_matmul(rows, a), b)
+        a = self.stack_a((self.sub_a(lora_a, first_a), first_a))  # (2 lora_rank, in_channels)
+        b = self.stack_b((lora_b, self.sub_b(lora_b, first_b)))  # (out_channels, 2 lora_rank)
+        hidden = self.lora_a_matmul(rows, self.cast(a, self.compute_dtype))
+        return self.lora_b_matmul(hidden, self.cast(b, self.compute_dtype))
 
     def merged_values(self) -> dict[str, np.ndarray]:
         """Return the values with which the base layer alone computes what this layer does, by attribute, in float32.

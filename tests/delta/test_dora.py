@@ -70,6 +70,14 @@ def test_another_weight_has_another_norm_and_a_reset_follows_it(mode):
     assert not np.allclose(expected, plain, atol=1e-2)
 
 
+def test_training_the_magnitude_leaves_the_noted_norm_alone():
+    """MindSpore lets a Parameter share the memory of the Tensor that it was given."""
+    layer = DoRADense.from_dense(_dense(INPUTS, OUTPUTS), 2, 3)
+    noted = layer.first_norm.asnumpy().copy()
+    layer.mindpet_delta_lora_magnitude.set_data(layer.mindpet_delta_lora_magnitude * 2)
+    assert np.array_equal(layer.first_norm.asnumpy(), noted)
+
+
 def test_training_drops_the_input_of_direction_and_factors_alike(mode):
     layer = randomise(DoRADense(INPUTS, OUTPUTS, 2, 3, 0.5, **WIDE)).set_train()
     mask = same_mask(layer.lora_dropout, (4, INPUTS))
