@@ -15,7 +15,7 @@ from mindpet.tuning.attach import as_configs
 from mindpet.tuning.capacity import plan_adapter_for, slots_by_name, write_adapter
 from mindpet.tuning.config import PeftConfig
 from mindpet.tuning.moments import check_optimizer, reset_moments
-from mindpet.tuning.state import NamedAdapter, PeftState, require_state
+from mindpet.tuning.state import NamedAdapter, PeftState, refuse_stacked, require_state
 from mindpet.tuning.values import read_values
 from mindpet.utils.exceptions import InputError
 from mindpet.utils.nearest import nearest_names
@@ -157,8 +157,7 @@ def require_changeable(network: nn.Cell) -> PeftState:
     state = require_state(network)
     if state.merged is not None:
         raise InputError("the active adapter is merged into the base weights; call mindpet.unmerge first")
-    if state.stacked is not None:
-        raise InputError("the adapters are stacked, one for each example; call mindpet.unstack_adapters first")
+    refuse_stacked(state)
     return state
 
 

@@ -18,7 +18,7 @@ from mindpet.tuning.compiled import forget_compiled, refuse_captured, refuse_sta
 from mindpet.tuning.merge_report import MergedCell, MergeReport, compare, passing_dtypes, tolerance_for
 from mindpet.tuning.registry import METHODS
 from mindpet.tuning.rounding import round_to
-from mindpet.tuning.state import PeftState, Replacement, check_at_work, require_state
+from mindpet.tuning.state import PeftState, Replacement, check_at_work, refuse_stacked, require_state
 from mindpet.utils.exceptions import InputError
 
 __all__ = ["Merged", "Switched", "merge", "unload", "unmerge"]
@@ -41,10 +41,12 @@ class Merged:
     Attributes:
         weights: The parameters that were changed, with their base values or the hashes of these.
         switched: The cells whose branches were switched off.
+        trained: The parameters that could be trained.
     """
 
     weights: tuple[BaseWeight, ...]
     switched: tuple[Switched, ...]
+    trained: tuple[Parameter, ...]
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ def merge(network: nn.Cell, tolerance: float | None = None, keep_base: bool = Tr
     compute. The largest difference, divided by the layer's largest output, must not be above `tolerance`.
 
     What was trained of the network's own parameters (BitFit's biases, `modules_to_save`) is there already and stays.
-    A merged network can be run, and not trained: that raises ValueError until it is unmerged.
+    A merged network can be run, and not trained: until it is unmerged, its adapted layers raise ValueError under
+    `set_train(True)`, and it has no trainable parameters, of which an optimizer could be made. An optimizer that was
+    made before keeps its list: do not step it.
 
     Args:
         network: A network with an adapter attached.
@@ -96,16 +100,18 @@ def merge(network: nn.Cell, tolerance: float | None = None, keep_base: bool = Tr
     planned = [_plan(replacement, holders) for replacement in state.replacements]
     _refuse_above(planned, tolerance)
     changes = [change for plan in planned for change in plan.changes]
-    trained = {id(state.parameters[name]) for name in state.marked}  # in no file
+    in_no_file = {id(state.parameters[name]) for name in state.marked}
     weights = tuple(
-        BaseWeight.of(parameter, base, keep_base or id(parameter) in trained) for parameter, base, _ in changes
+        BaseWeight.of(parameter, base, keep_base or id(parameter) in in_no_file) for parameter, base, _ in changes
     )
     switched = tuple(Switched(one.cell, one.cell.scaling.asnumpy().copy()) for one in state.replacements)
     switches = [(one.cell.scaling, one.scaling, np.zeros_like(one.scaling)) for one in switched]
     _write_all(changes + switches)
     for one in switched:
         one.cell.merged = True
-    state.merged = Merged(weights, switched)
+    trained = tuple(network.trainable_params())
+    _set_trainable(trained, False)
+    state.merged = Merged(weights, switched, trained)
     forget_compiled()
     kept = sum(weight.values.nbytes for weight in weights if weight.values is not None)
     return MergeReport(tuple(plan.report for plan in planned), kept)
@@ -147,6 +153,7 @@ def unmerge(network: nn.Cell, base: str | Path | None = None) -> None:
     _write_all(changes + switches)
     for one in merged.switched:
         one.cell.merged = False
+    _set_trainable(merged.trained, True)
     state.merged = None
     forget_compiled()
 
@@ -165,10 +172,11 @@ def unload(network: nn.Cell) -> nn.Cell:
         `network` itself.
 
     Raises:
-        InputError: Nothing is attached, or an adapted layer was moved or replaced since.
+        InputError: Nothing is attached, adapters are stacked, or an adapted layer was moved or replaced since.
         CompiledNetworkError: An optimizer, or a function captured as bytecode, lives that would not notice the change.
     """
     state = require_state(network)
+    refuse_stacked(state)
     _refuse_moved(state)
     refuse_stale(network)
     if state.merged is None:
@@ -276,6 +284,11 @@ def _write_all(changes: list[_Change]) -> None:
         for step in undo:
             step()
         raise
+
+
+def _set_trainable(parameters: tuple[Parameter, ...], trainable: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad = trainable
 
 
 def _restore(parameter: Parameter, values: np.ndarray) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "Replacement",
     "adapter_parameters",
     "check_at_work",
+    "refuse_stacked",
     "require_state",
     "state_of",
 ]
@@ -178,13 +179,18 @@ def adapter_parameters(network: nn.Cell) -> dict[str, Parameter]:
     }
 
 
+def refuse_stacked(state: PeftState) -> None:
+    """Refuse a network in which each example has an adapter of its own (InputError)."""
+    if state.stacked is not None:
+        raise InputError("each example has an adapter of its own; call mindpet.unstack_adapters first")
+
+
 def check_at_work(state: PeftState) -> None:
     """Refuse a network in which the active adapter is disabled or one of several that are stacked.
 
     Raises:
         InputError: It is.
     """
-    if state.stacked is not None:
-        raise InputError("each example has an adapter of its own; call mindpet.unstack_adapters first")
+    refuse_stacked(state)
     if not state.enabled:
         raise InputError(f"the adapter {state.active} is disabled; call mindpet.enable_adapter first")

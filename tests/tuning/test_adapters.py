@@ -143,8 +143,18 @@ def test_each_adapter_computes_what_it_computes_alone_and_switching_compiles_not
         np.testing.assert_allclose(output, expected[name], rtol=1e-5, atol=1e-6)
 
 
-@EVERY_METHOD
-def test_only_an_adapters_own_values_are_trained(method, mode, sources):
+# A training graph takes seconds to compile; the fast tests have one of each kind: layers, prefixes, tokens.
+TRAINED = [
+    pytest.param(mode, method, marks=[pytest.mark.slow] if slow else [])
+    for method in METHODS
+    for mode in (mindspore.GRAPH_MODE, mindspore.PYNATIVE_MODE)
+    for slow in [mode == mindspore.GRAPH_MODE and method not in ("lora", "prefixtuning", "tokens")]
+]
+
+
+@pytest.mark.parametrize(("mode", "method"), TRAINED)
+def test_only_an_adapters_own_values_are_trained(mode, method, sources):
+    mindspore.set_context(mode=mode)
     network = two_adapters(method)
     optimizer = nn.AdamWeightDecay(network.trainable_params(), 0.1, weight_decay=0.1)
     step = nn.TrainOneStepCell(Loss(network), optimizer)
@@ -233,7 +243,9 @@ HOLDERS = {
 }
 
 
-@pytest.mark.parametrize("holder", HOLDERS)
+@pytest.mark.parametrize(
+    "holder", [pytest.param(one, marks=[] if "function" in one else [pytest.mark.slow]) for one in HOLDERS]
+)
 def test_whatever_holds_the_network_sees_the_switch_without_compiling(holder, mode, sources):
     network = two_adapters("lora")
     run = HOLDERS[holder](network)

@@ -116,7 +116,8 @@ def test_what_cannot_be_done_meanwhile_is_refused():
     with pytest.raises(InputError, match="each adapter once"):
         stack_adapters(network, ["b", "b"])
     stack_adapters(network, ["b", "c"])
-    for change in (lambda: set_adapter(network, "b"), lambda: stack_adapters(network), lambda: merge(network)):
+    changes = [lambda: set_adapter(network, "b"), lambda: stack_adapters(network)]
+    for change in (*changes, lambda: merge(network), lambda: unload(network)):
         with pytest.raises(InputError, match="unstack_adapters"):
             change()
     for index in (["default"], [2], [True], [-1]):
@@ -124,6 +125,7 @@ def test_what_cannot_be_done_meanwhile_is_refused():
             set_adapter_index(network, index)
     with pytest.raises(InputError, match="no entry"):
         set_adapter_index(network, [])
+    unstack_adapters(network)
     unload(network)
     np.testing.assert_array_equal(network(Tensor(X)).asnumpy(), _Network("relu")(Tensor(X)).asnumpy())
 
