@@ -570,6 +570,15 @@ def test_bitfit_alone_is_in_the_network_already():
     assert bits(network) == trained
 
 
+def test_a_merged_network_has_nothing_to_train_until_it_is_unmerged():
+    network = make([LoraConfig(r=2, target_modules=["query"]), BitFitConfig()])
+    trained = {parameter.name for parameter in network.trainable_params()}
+    mindpet.merge(network.set_train(False))
+    assert not network.trainable_params()
+    mindpet.unmerge(network)
+    assert {parameter.name for parameter in network.trainable_params()} == trained
+
+
 def test_unload_keeps_the_training_flag():
     network = make().set_train()
     mindpet.unload(network)
