@@ -27,7 +27,7 @@ RATES = {
     "lora": (2e-4, 5e-4),
     "adapter": (5e-4, 1.5e-3),
     "low_rank_adapter": (2e-3, 6e-3),
-    "prefixtuning": (5e-4, 2e-3),
+    "prefixtuning": (2e-4, 5e-4, 2e-3),
     "ptuning2": (1e-2, 3e-2),
     "bitfit": (3e-3, 1e-2),
     "ia3": (1e-2, 3e-2),

@@ -45,8 +45,8 @@ _RATES = {
     "adapter": 5e-4,
     "low_rank_adapter": 2e-3,
     "prefixtuning": 5e-4,
-    "ptuning2": 1e-2,
-    "bitfit": 5e-3,
+    "ptuning2": 3e-2,
+    "bitfit": 3e-3,
     "ia3": 1e-2,
     FULL: 1e-4,
 }
