@@ -128,7 +128,7 @@ def as_configs(network: nn.Cell, config: PeftConfig | Sequence[PeftConfig]) -> t
     twice = [name for name, count in Counter(one.method for one in configs).items() if count > 1]
     if twice:
         raise InputError(f"config names {', '.join(twice)} twice; give each method one configuration")
-    return configs
+    return tuple(one.model_copy(deep=True) for one in configs)  # their dicts could be changed from outside
 
 
 def _check_room(max_rank: object, max_tokens: object, adapter_name: object) -> None:

@@ -10,6 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from mindpet.utils.nearest import nearest_names
+
 __all__ = [
     "AdapterConfig",
     "BitFitConfig",
@@ -38,8 +40,15 @@ def _named(default: Any, *names: str) -> Any:
     return Field(default=default, validation_alias=AliasChoices(*names))
 
 
+def _none_for_empty(value: Any) -> Any:
+    return () if value is None else value
+
+
 def _name_of_start(value: Any) -> Any:
     return "default" if value is True else value
+
+
+_Saved = Annotated[_Names, BeforeValidator(_none_for_empty)]
 
 
 class PeftConfig(BaseModel):
@@ -67,7 +76,24 @@ class PeftConfig(BaseModel):
     capacity: ClassVar[str] = "max_rank"  # the argument of get_peft_model that leaves room for a larger one
     switched: ClassVar[frozenset[str]] = frozenset()  # fields in which the adapters of one network may differ
 
-    modules_to_save: _Names = ()
+    modules_to_save: _Saved = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_nearest_field(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            known = set(cls.model_fields) | {
+                str(name)
+                for field in cls.model_fields.values()
+                if isinstance(field.validation_alias, AliasChoices)
+                for name in field.validation_alias.choices
+            }
+            for name in given:
+                if name not in known:
+                    nearest = nearest_names(str(name), known)
+                    hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"it has {', '.join(sorted(known))}"
+                    raise ValueError(f"{cls.__name__} has no field {name!r}; {hint}")
+        return given
 
     @property
     def size(self) -> int:
@@ -121,7 +147,7 @@ class LoraConfig(PeftConfig):
     init_lora_weights: Annotated[Literal["default", "pissa"], BeforeValidator(_name_of_start)] = "default"
     rank_pattern: dict[_Name, _Size] = {}
     alpha_pattern: dict[_Name, _Scale] = {}
-    modules_to_save: _Names = ()
+    modules_to_save: _Saved = ()
 
     @model_validator(mode="after")
     def _one_start(self) -> LoraConfig:
