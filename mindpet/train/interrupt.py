@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-__all__ = ["StopRequest", "catch_stop_signals"]
+__all__ = ["LAUNCHED", "StopRequest", "catch_stop_signals"]
+
+LAUNCHED = "MINDPET_LAUNCHED"  # set in the processes that `mindpet.train.launch` has started
 
 
 class StopRequest:
@@ -22,13 +26,15 @@ class StopRequest:
 def catch_stop_signals() -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM into a request; a second one acts as it would have without us.
 
+    Where all processes of a job are sent SIGTERM, as systemd and batch systems do, a launched one gets it from its
+    launcher as well: there a second SIGTERM is ignored, and who wants an end at once tells the launcher.
     Outside the main thread, where Python allows no signal handlers, nothing is caught.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def restore() -> None:
         for number, handler in before.items():
@@ -36,6 +42,8 @@ def catch_stop_signals() -> Iterator[StopRequest]:
 
     def note(number: int, frame: FrameType | None) -> None:
         request.requested = True
+        if os.environ.get(LAUNCHED):
+            before[signal.SIGTERM] = signal.SIG_IGN
         restore()
 
     for number in before:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mindpet.train.interrupt import StopRequest, catch_stop_signals
+from mindpet.train.interrupt import LAUNCHED, StopRequest, catch_stop_signals
 from mindpet.utils.environment import usable_cores
 from mindpet.utils.exceptions import RankError
 
@@ -28,7 +28,6 @@ __all__ = ["end_quietly", "follow_the_launcher", "launch"]
 _POLL = 0.1  # seconds
 _PATIENCE = 20.0  # seconds in which ranks that have met the same error as another one end by themselves
 _LINES_SHOWN = 15
-_LAUNCHED = "MINDPET_LAUNCHED"  # set in the processes whose stdin ends with the launcher
 
 
 def launch(command: Sequence[str], devices: int) -> int:
@@ -66,8 +65,11 @@ def follow_the_launcher() -> None:
     """Let this process, if `launch` has started it, end when the launcher does, however that ends.
 
     The kernel then sends SIGIO for the closed stdin, which ends a process even where MindSpore blocks all its threads.
+    The process that brings the ranks together ignores SIGTERM, which may be sent to all processes of a job at once.
     """
-    if os.environ.get(_LAUNCHED):
+    if os.environ.get(LAUNCHED):
+        if os.environ["MS_ROLE"] == "MS_SCHED":  # the ranks' last step needs it
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
         if select.select([0], [], [], 0)[0]:  # too late for the signal
@@ -79,7 +81,7 @@ def end_quietly() -> None:
 
     MindSpore's threads say farewell there when its log level has been forgotten already.
     """
-    if os.environ.get(_LAUNCHED):
+    if os.environ.get(LAUNCHED):
         atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
 
 
@@ -146,7 +148,7 @@ def _environment(devices: int) -> dict[str, str]:
         "MS_SCHED_HOST": "127.0.0.1",
         "MS_SCHED_PORT": str(_free_port()),
         "RANK_SIZE": str(devices),
-        _LAUNCHED: "1",
+        LAUNCHED: "1",
     }
     return defaults | dict(os.environ) | cluster
 

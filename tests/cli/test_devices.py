@@ -119,14 +119,19 @@ def test_baselines_are_those_of_one_process(tmp_path, task):
     assert [one["baseline_accuracy"], one["probe_accuracy"]] == [two["baseline_accuracy"], two["probe_accuracy"]]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_saves_once_and_goes_on_as_if_it_had_not_been_stopped(tmp_path, task, number):
+@pytest.mark.parametrize(
+    ("number", "to_all"),
+    [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)],
+    ids=["SIGINT", "SIGTERM", "SIGTERM to all processes"],
+)
+def test_a_stopped_run_saves_once_and_goes_on_as_if_it_had_not_been_stopped(tmp_path, task, number, to_all):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     task += ["--lora-dropout", "0.1", "--epochs", "40", "--devices", "2"]
     assert _run([*task, "--out", whole]).returncode == 0
     with _start([*task, "--out", parts]) as process:
         _wait_for_steps(parts, 30, process)
-        process.send_signal(number)
+        for pid in [process.pid, *(_ranks(parts).values() if to_all else ())]:
+            os.kill(pid, number)
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 1, said
     assert len(re.findall("ended early; last checkpoint: .*--resume goes on", said)) == 1

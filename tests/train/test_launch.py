@@ -113,6 +113,36 @@ time.sleep(600)
     _assert_all_ended(tmp_path)
 
 
+def test_sigterm_to_every_process_of_the_job_stops_it_orderly(tmp_path):
+    begin = """
+from mindpet.train.interrupt import catch_stop_signals
+from mindpet.train.launch import follow_the_launcher
+follow_the_launcher()
+"""
+    script = """
+with catch_stop_signals() as stop:
+    while not stop.requested:
+        time.sleep(0.01)
+time.sleep(0.5)
+sys.exit(1)
+"""
+    command = _command(tmp_path, script)
+    command[2] = begin + command[2]
+
+    def send():
+        while len(list(tmp_path.iterdir())) < 3:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        for pid in [*_pids(tmp_path), os.getpid()]:
+            os.kill(pid, signal.SIGTERM)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    assert launch(command, 2) == 1
+    thread.join()
+    _assert_all_ended(tmp_path)
+
+
 def test_a_signal_before_the_ranks_can_stop_orderly_is_an_interruption(tmp_path):
     thread = _send_when_all_run(tmp_path, signal.SIGINT)
     with pytest.raises(RankError, match="interrupted; --resume"):
