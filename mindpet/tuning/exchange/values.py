@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import mindspore
 import ml_dtypes
 import numpy as np
-from mindspore import Parameter, Tensor
+from mindspore import Tensor
 
 from mindpet.tuning.exchange.record import BaseTensor
 
-__all__ = ["FLOATS", "HostTensor", "digest", "find_rounding", "fingerprint", "read", "write"]
+__all__ = ["FLOATS", "HostTensor", "digest", "find_rounding", "fingerprint", "read"]
 
 FLOATS = ("float32", "float16", "bfloat16")  # the finest first
 
@@ -43,11 +43,6 @@ def read(tensor: Tensor) -> HostTensor:
     dtype = str(tensor.dtype).lower()
     values = (tensor.astype(mindspore.float32) if dtype == "bfloat16" else tensor).asnumpy()
     return HostTensor(values.copy(), dtype)
-
-
-def write(parameter: Parameter, tensor: HostTensor) -> None:
-    """Give a parameter the values of a tensor of its own shape and dtype."""
-    parameter.set_data(Tensor(tensor.values, parameter.dtype))
 
 
 def digest(tensor: HostTensor, dtype: str | None = None) -> str:

@@ -7,7 +7,8 @@ import pytest
 from mindspore import Parameter, Tensor
 
 import mindpet
-from mindpet.tuning.exchange.values import HostTensor, digest, find_rounding, fingerprint, read, write
+from mindpet.tuning.exchange.values import HostTensor, digest, find_rounding, fingerprint, read
+from mindpet.tuning.values import write_values
 from mindpet.utils.exceptions import InputError
 from tests.tuning.exchange.networks import Stack, adapter_values, lora, snapshot, trained
 
@@ -34,7 +35,7 @@ def test_a_digest_is_the_sha256_of_the_bytes(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_read_can_be_written_back(dtype):
     source, target = as_parameter(VALUES, dtype), as_parameter(np.zeros_like(VALUES), dtype)
-    write(target, read(source))
+    write_values([(target, read(source).values)])
     assert target.get_bytes() == source.get_bytes()
     assert target.dtype == source.dtype
 
