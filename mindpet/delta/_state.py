@@ -15,12 +15,15 @@ def hold_scale(cell: Any) -> None:
     """Put the number `cell.scaling` into a Parameter without gradient, float32 of shape (), in the same attribute.
 
     A compiled graph sees a Parameter's value at every call, and a number only when it is compiled. The Parameter is
-    named `mindpet_state_scale` beside the method's own parameters.
+    named `mindpet_state_scale` beside the method's own parameters. It hangs there under this name first, because a cell
+    that is put around the network names its parameters after the first attribute that holds each.
     """
     beside = next(parameter.name for parameter in cell.get_parameters() if DELTA_MARK in parameter.name)
     prefix = beside[: beside.index(DELTA_MARK)]
     value = Tensor(np.array(cell.scaling, np.float32), mstype.float32)
-    cell.scaling = Parameter(value, name=f"{prefix}{STATE_MARK}scale", requires_grad=False)
+    scale = Parameter(value, name=f"{prefix}{STATE_MARK}scale", requires_grad=False)
+    cell.insert_param_to_cell(f"{STATE_MARK}scale", scale)
+    cell.scaling = scale
 
 
 def refuse_merged_training(cell: nn.Cell) -> None:

@@ -73,6 +73,15 @@ def test_every_method_has_a_case():
 
 
 @EVERY_METHOD
+def test_state_is_not_counted_however_a_wrapper_renames_it(method):
+    network = get_peft_model(small_bert(), config_of(method))
+    counted = count_parameters(network)
+    wrapped = nn.SequentialCell(network)
+    assert all(parameter.name.startswith("0.") for parameter in network.get_parameters())
+    assert count_parameters(wrapped) == counted
+
+
+@EVERY_METHOD
 def test_the_start_is_exact_or_said_to_differ_and_only_what_is_trained_moves(method, mode):
     network = get_peft_model(small_bert(), config_of(method))
     difference = np.abs(network(*batch()).asnumpy() - _plain_output(mode)).max()
