@@ -6,7 +6,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 from mindspore import dtype as mstype
 
-from mindpet.utils.names import DELTA_MARK, STATE_MARK
+from mindpet.utils.names import DELTA_MARK, SCALE
 
 __all__ = ["hold_scale", "refuse_merged_training"]
 
@@ -21,8 +21,8 @@ def hold_scale(cell: Any) -> None:
     beside = next(parameter.name for parameter in cell.get_parameters() if DELTA_MARK in parameter.name)
     prefix = beside[: beside.index(DELTA_MARK)]
     value = Tensor(np.array(cell.scaling, np.float32), mstype.float32)
-    scale = Parameter(value, name=f"{prefix}{STATE_MARK}scale", requires_grad=False)
-    cell.insert_param_to_cell(f"{STATE_MARK}scale", scale)
+    scale = Parameter(value, name=f"{prefix}{SCALE}", requires_grad=False)
+    cell.insert_param_to_cell(SCALE, scale)
     cell.scaling = scale
 
 

@@ -15,7 +15,7 @@ from mindpet.tuning.capacity import plan_adapter_for, slots_of
 from mindpet.tuning.config import LoraConfig, PeftConfig
 from mindpet.tuning.state import PeftState
 from mindpet.utils.exceptions import InputError
-from mindpet.utils.names import DELTA_MARK
+from mindpet.utils.names import DELTA_MARK, SCALE
 
 __all__ = ["combine_adapters", "dare", "linear", "ties"]
 
@@ -187,7 +187,7 @@ def _combine_factors(
     ranks: dict[str, int] = {}
     slots = slots_of(state)
     for path in [path for path, inner in slots if inner == _FACTOR_A]:
-        a, b, scale = (slots[path, inner].name for inner in (_FACTOR_A, _FACTOR_B, "scaling"))
+        a, b, scale = (slots[path, inner].name for inner in (_FACTOR_A, _FACTOR_B, SCALE))
         holders = [(values, weight) for values, weight in zip(found, weights, strict=True) if a in values]
         sizes = {len(values[a]) for values, _ in holders}
         if len(sizes) > 1:

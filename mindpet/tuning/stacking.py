@@ -19,7 +19,7 @@ from mindpet.tuning.layers import view_layer
 from mindpet.tuning.state import PeftState, Replacement, require_state
 from mindpet.tuning.values import write_values
 from mindpet.utils.exceptions import InputError
-from mindpet.utils.names import DELTA_MARK, STATE_MARK
+from mindpet.utils.names import DELTA_MARK, SCALE, STATE_MARK
 
 __all__ = ["Stacked", "set_adapter_index", "stack_adapters", "unstack_adapters"]
 
@@ -155,7 +155,7 @@ def _stack(
 ) -> StackedLoRADense:
     """Return the layer with all adapters' factors, zeros where one has none."""
     path = replacement.path
-    names = (f"{DELTA_MARK}lora_a", f"{DELTA_MARK}lora_b", "scaling")
+    names = (f"{DELTA_MARK}lora_a", f"{DELTA_MARK}lora_b", SCALE)
     stacks = [
         np.stack([slots[path, inner].fill(values.get(slots[path, inner].name)) for values in found]) for inner in names
     ]
