@@ -21,6 +21,19 @@ FIELDS = {
 CHANGES_THE_START = {"low_rank_adapter", "prefixtuning", "ptuning2"}
 EVERY_METHOD = pytest.mark.parametrize("method", METHODS)
 
+# A training graph takes seconds to compile; the fast tests have one of each kind: layers, prefixes, tokens.
+_TRAINED_FAST = ("lora", "prefixtuning", "tokens")
+EVERY_METHOD_TRAINED = pytest.mark.parametrize(
+    ("method", "mode"),
+    [
+        pytest.param(method, mode, marks=[pytest.mark.slow] if slow else [])
+        for method in METHODS
+        for mode in ("graph", "pynative")
+        for slow in [mode == "graph" and method not in _TRAINED_FAST]
+    ],
+    indirect=["mode"],
+)
+
 
 def config_of(method, **fields):
     """Return a configuration of a method for the small BERT."""

@@ -29,7 +29,7 @@ from mindpet.tuning.merge import merge, unload, unmerge
 from mindpet.tuning.state import require_state
 from mindpet.tuning.values import crop, pad
 from mindpet.utils.exceptions import InputError
-from tests.methods import EVERY_METHOD, METHODS, batch, config_of, small_bert
+from tests.methods import EVERY_METHOD, EVERY_METHOD_TRAINED, METHODS, batch, config_of, small_bert
 
 # What the second adapter of each method has otherwise than the first.
 OTHERS = {
@@ -143,18 +143,8 @@ def test_each_adapter_computes_what_it_computes_alone_and_switching_compiles_not
         np.testing.assert_allclose(output, expected[name], rtol=1e-5, atol=1e-6)
 
 
-# A training graph takes seconds to compile; the fast tests have one of each kind: layers, prefixes, tokens.
-TRAINED = [
-    pytest.param(mode, method, marks=[pytest.mark.slow] if slow else [])
-    for method in METHODS
-    for mode in (mindspore.GRAPH_MODE, mindspore.PYNATIVE_MODE)
-    for slow in [mode == mindspore.GRAPH_MODE and method not in ("lora", "prefixtuning", "tokens")]
-]
-
-
-@pytest.mark.parametrize(("mode", "method"), TRAINED)
-def test_only_an_adapters_own_values_are_trained(mode, method, sources):
-    mindspore.set_context(mode=mode)
+@EVERY_METHOD_TRAINED
+def test_only_an_adapters_own_values_are_trained(method, mode, sources):
     network = two_adapters(method)
     optimizer = nn.AdamWeightDecay(network.trainable_params(), 0.1, weight_decay=0.1)
     step = nn.TrainOneStepCell(Loss(network), optimizer)

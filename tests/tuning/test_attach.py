@@ -19,7 +19,16 @@ from mindpet.tuning.registry import METHODS
 from mindpet.tuning.state import adapter_parameters, require_state, state_of
 from mindpet.utils.exceptions import InputError
 from mindpet.utils.names import DELTA_MARK
-from tests.methods import CHANGES_THE_START, EVERY_METHOD, FIELDS, batch, config_of, move_adapter, small_bert
+from tests.methods import (
+    CHANGES_THE_START,
+    EVERY_METHOD,
+    EVERY_METHOD_TRAINED,
+    FIELDS,
+    batch,
+    config_of,
+    move_adapter,
+    small_bert,
+)
 
 
 class _Block(nn.Cell):
@@ -81,7 +90,7 @@ def test_state_is_not_counted_however_a_wrapper_renames_it(method):
     assert count_parameters(wrapped) == counted
 
 
-@EVERY_METHOD
+@EVERY_METHOD_TRAINED
 def test_the_start_is_exact_or_said_to_differ_and_only_what_is_trained_moves(method, mode):
     network = get_peft_model(small_bert(), config_of(method))
     difference = np.abs(network(*batch()).asnumpy() - _plain_output(mode)).max()
