@@ -44,7 +44,7 @@ _USUAL_RATE = 5e-4
 _RATES = {
     "adapter": 5e-4,
     "low_rank_adapter": 2e-3,
-    "prefixtuning": 5e-4,
+    "prefixtuning": 2e-4,
     "ptuning2": 3e-2,
     "bitfit": 3e-3,
     "ia3": 1e-2,
