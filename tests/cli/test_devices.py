@@ -80,8 +80,8 @@ def _start(arguments):
     return subprocess.Popen([*PROGRAM, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-# With the task's own rates the losses of this tiny network are chaotic: the roundings of float16 grow to differences of 3,
-# and a gradient at the edge of float16 overflows in one of two halves of a batch and not in the whole.
+# With the task's own rates the losses of this tiny network are chaotic: roundings of float16 grow to 3, and a gradient
+# at the edge of float16 overflows in one of two halves of a batch and not in the whole.
 CALM = ["--learning-rate", "0.01", "--head-learning-rate", "0.01"]
 
 
