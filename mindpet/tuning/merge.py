@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, nn
 
 from mindpet.tuning.attach import detach
 from mindpet.tuning.base_weights import BaseWeight, find_in_folder
@@ -19,6 +18,7 @@ from mindpet.tuning.merge_report import MergedCell, MergeReport, compare, passin
 from mindpet.tuning.registry import METHODS
 from mindpet.tuning.rounding import round_to
 from mindpet.tuning.state import PeftState, Replacement, check_at_work, refuse_stacked, require_state
+from mindpet.tuning.values import write_values
 from mindpet.utils.exceptions import InputError
 
 __all__ = ["Merged", "Switched", "merge", "unload", "unmerge"]
@@ -105,8 +105,8 @@ def merge(network: nn.Cell, tolerance: float | None = None, keep_base: bool = Tr
         BaseWeight.of(parameter, base, keep_base or id(parameter) in in_no_file) for parameter, base, _ in changes
     )
     switched = tuple(Switched(one.cell, one.cell.scaling.asnumpy().copy()) for one in state.replacements)
-    switches = [(one.cell.scaling, one.scaling, np.zeros_like(one.scaling)) for one in switched]
-    _write_all(changes + switches)
+    switches = [(one.cell.scaling, np.zeros_like(one.scaling)) for one in switched]
+    write_values([(parameter, new) for parameter, _, new in changes] + switches)
     for one in switched:
         one.cell.merged = True
     trained = tuple(network.trainable_params())
@@ -148,9 +148,8 @@ def unmerge(network: nn.Cell, base: str | Path | None = None) -> None:
     found = find_in_folder(missing, base) if missing and base is not None else {}
     values = [found[id(weight)] if weight.values is None else weight.values for weight in merged.weights]
     parameters = [weight.parameter for weight in merged.weights]
-    changes = [(one, one.asnumpy().copy(), value) for one, value in zip(parameters, values, strict=True)]
-    switches = [(one.cell.scaling, np.zeros_like(one.scaling), one.scaling) for one in merged.switched]
-    _write_all(changes + switches)
+    changes = list(zip(parameters, values, strict=True))
+    write_values(changes + [(one.cell.scaling, one.scaling) for one in merged.switched])
     for one in merged.switched:
         one.cell.merged = False
     _set_trainable(merged.trained, True)
@@ -272,29 +271,10 @@ def _refuse_above(planned: list[_Planned], tolerance: float | None) -> None:
     )
 
 
-def _write_all(changes: list[_Change]) -> None:
-    """Write each parameter's new value; if one fails, give all their old ones back."""
-    prepared = [(parameter, old, Tensor(new)) for parameter, old, new in changes]
-    undo: list[Callable[[], object]] = []
-    try:
-        for parameter, old, new in prepared:
-            undo.append(partial(_restore, parameter, old))
-            parameter.set_data(new)
-    except BaseException:
-        for step in undo:
-            step()
-        raise
-
-
 def _set_trainable(parameters: tuple[Parameter, ...], trainable: bool) -> None:
     for parameter in parameters:
         parameter.requires_grad = trainable
 
 
-def _restore(parameter: Parameter, values: np.ndarray) -> None:
-    parameter.set_data(Tensor(values))
-
-
 def _restore_marked(state: PeftState) -> None:
-    marked = [(state.parameters[name], old) for name, old in state.marked.items()]
-    _write_all([(parameter, parameter.asnumpy().copy(), old) for parameter, old in marked])
+    write_values((state.parameters[name], old) for name, old in state.marked.items())

@@ -299,15 +299,15 @@ def test_nan_is_refused_by_name_before_anything_is_written():
 
 def test_what_fails_half_way_is_taken_back(monkeypatch):
     network, calls = make(), []
-    before, set_data = bits(network), Parameter.set_data
+    before, write = bits(network), Parameter.copy_
 
-    def fails_once(self, data, slice_shape=False):
+    def fails_once(self, *arguments):
         calls.append(self.name)
         if len(calls) == 3:
             raise MemoryError
-        return set_data(self, data, slice_shape)
+        return write(self, *arguments)
 
-    monkeypatch.setattr(Parameter, "set_data", fails_once)
+    monkeypatch.setattr(Parameter, "copy_", fails_once)
     with pytest.raises(MemoryError):
         mindpet.merge(network)
     assert bits(network) == before
