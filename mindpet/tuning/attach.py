@@ -14,7 +14,7 @@ from mindpet.tuning.compiled import forget_compiled, refuse_stale
 from mindpet.tuning.config import PeftConfig
 from mindpet.tuning.layers import Network
 from mindpet.tuning.places import Place, find_places, reach
-from mindpet.tuning.plans import Plan
+from mindpet.tuning.plans.plan import Plan
 from mindpet.tuning.registry import METHODS
 from mindpet.tuning.state import STATE_ATTRIBUTE, Feed, PeftState, Replacement, require_state, state_of
 from mindpet.utils.exceptions import InputError

@@ -18,7 +18,7 @@ from mindspore import Parameter, nn
 from mindpet.delta.lora_conv2d import LoRAConv2d
 from mindpet.tuning.config import PeftConfig
 from mindpet.tuning.layers import Network
-from mindpet.tuning.plans import Plan
+from mindpet.tuning.plans.plan import Plan
 from mindpet.tuning.registry import METHODS
 from mindpet.tuning.state import NamedAdapter, PeftState
 from mindpet.tuning.values import crop, pad, read_values, write_values

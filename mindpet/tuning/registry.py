@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mindpet.tuning import config, plans
+from mindpet.tuning import config
 from mindpet.tuning.layers import Network
-from mindpet.tuning.plans import Plan
+from mindpet.tuning.plans import feed, mark, replace
+from mindpet.tuning.plans.plan import Plan
 
 __all__ = ["METHODS", "Method"]
 
@@ -33,14 +34,14 @@ class Method:
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("lora", config.LoraConfig, True, plans.plan_lora),
-        Method("adapter", config.AdapterConfig, False, plans.plan_adapter),
-        Method("low_rank_adapter", config.LowRankAdapterConfig, False, plans.plan_low_rank_adapter),
-        Method("prefixtuning", config.PrefixConfig, False, plans.plan_prefix),
-        Method("ptuning2", config.PTuning2Config, False, plans.plan_ptuning2),
-        Method("ia3", config.IA3Config, True, plans.plan_ia3),
-        Method("vera", config.VeraConfig, True, plans.plan_vera),
-        Method("tokens", config.TrainableTokensConfig, True, plans.plan_tokens),
-        Method("bitfit", config.BitFitConfig, False, plans.plan_bitfit),
+        Method("lora", config.LoraConfig, True, replace.plan_lora),
+        Method("adapter", config.AdapterConfig, False, replace.plan_adapter),
+        Method("low_rank_adapter", config.LowRankAdapterConfig, False, replace.plan_low_rank_adapter),
+        Method("prefixtuning", config.PrefixConfig, False, feed.plan_prefix),
+        Method("ptuning2", config.PTuning2Config, False, feed.plan_ptuning2),
+        Method("ia3", config.IA3Config, True, replace.plan_ia3),
+        Method("vera", config.VeraConfig, True, replace.plan_vera),
+        Method("tokens", config.TrainableTokensConfig, True, replace.plan_tokens),
+        Method("bitfit", config.BitFitConfig, False, mark.plan_bitfit),
     )
 }

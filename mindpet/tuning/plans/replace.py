@@ -1,9 +1,8 @@
-"""What each method wants to change in a network. Planning makes new cells and changes nothing."""
+"""Plans that replace layers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from mindspore import nn
@@ -17,71 +16,33 @@ from mindpet.delta.lora_conv2d import LoRAConv2d
 from mindpet.delta.lora_embedding import LoRAEmbedding
 from mindpet.delta.low_rank_adapter import LowRankAdapterDense
 from mindpet.delta.pissa import PiSSADense
-from mindpet.delta.prefix_layer import PrefixLayer
-from mindpet.delta.ptuning2 import PrefixEncoder
 from mindpet.delta.trainable_tokens import TrainableTokensEmbedding
 from mindpet.delta.vera import VeRADense, make_projection
 from mindpet.tuning.config import (
     AdapterConfig,
-    BitFitConfig,
     IA3Config,
     LoraConfig,
     LowRankAdapterConfig,
-    PeftConfig,
-    PrefixConfig,
-    PTuning2Config,
     TrainableTokensConfig,
     VeraConfig,
 )
 from mindpet.tuning.layers import Network, view_layer
 from mindpet.tuning.placements import Placement, placement_of
-from mindpet.tuning.prefixes import ENCODER_NAME, EncoderPrefix, LayerPrefix, name_parameters, takes_prefix
+from mindpet.tuning.plans.plan import Plan, find_biases, start_plan
 from mindpet.tuning.targets import ALL_LINEAR, TargetMatch, match_keys, match_targets
 from mindpet.utils.exceptions import InputError
 from mindpet.utils.names import DELTA_MARK
 
-__all__ = [
-    "Plan",
-    "plan_adapter",
-    "plan_bitfit",
-    "plan_ia3",
-    "plan_lora",
-    "plan_low_rank_adapter",
-    "plan_prefix",
-    "plan_ptuning2",
-    "plan_tokens",
-    "plan_vera",
-]
+__all__ = ["plan_adapter", "plan_ia3", "plan_lora", "plan_low_rank_adapter", "plan_tokens", "plan_vera"]
 
 _DENSE = "dense layer"
 _LORA = "dense layer, embedding or convolution"
 _EMBEDDING = "embedding"
 
 
-@dataclass
-class Plan:
-    """What a configuration changes.
-
-    Attributes:
-        config: The configuration.
-        cells: The new cell for each layer that is replaced, by the layer's path.
-        feeds: The prefix cell for each attention that is fed, by the attention's path.
-        children: Further cells that hang on the network itself, by their name there.
-        trained: Names of the network's own parameters that are trained and saved.
-        matches: What the entries of the configuration have matched.
-    """
-
-    config: PeftConfig
-    cells: dict[str, nn.Cell] = field(default_factory=dict)
-    feeds: dict[str, nn.Cell] = field(default_factory=dict)
-    children: dict[str, nn.Cell] = field(default_factory=dict)
-    trained: list[str] = field(default_factory=list)
-    matches: list[TargetMatch] = field(default_factory=list)
-
-
 def plan_lora(network: Network, config: LoraConfig, compute_dtype: Any) -> Plan:
     """Plan LoRA: each target becomes a layer with a branch of its own rank and scale."""
-    plan = _start(network, config)
+    plan = start_plan(network, config)
     dense = _dense_variant(config)
     candidates = (network.lora_paths, _LORA) if dense is LoRADense else ()
     paths = _targets(plan, network, config.target_modules, lambda usual: usual.lora, *candidates)
@@ -99,7 +60,7 @@ def plan_lora(network: Network, config: LoraConfig, compute_dtype: Any) -> Plan:
 
     _replace(plan, network, paths, compute_dtype, build)
     if config.bias != "none":
-        plan.trained += _biases(network, paths if config.bias == "lora_only" else None)
+        plan.trained += find_biases(network, paths if config.bias == "lora_only" else None)
     return plan
 
 
@@ -112,7 +73,7 @@ def _dense_variant(config: LoraConfig) -> type[LoRADense]:
 
 def plan_vera(network: Network, config: VeraConfig, compute_dtype: Any) -> Plan:
     """Plan VeRA: each target gets two vectors, and all share one random pair, large enough for the largest."""
-    plan = _start(network, config)
+    plan = start_plan(network, config)
     paths = _targets(plan, network, config.target_modules, lambda usual: usual.lora)
     weights = [view_layer(path, network.cells[path]).layer for path in paths]
     inputs, outputs = (max(getattr(one, name) for one in weights) for name in ("in_channels", "out_channels"))
@@ -131,7 +92,7 @@ def plan_vera(network: Network, config: VeraConfig, compute_dtype: Any) -> Plan:
 
 def plan_tokens(network: Network, config: TrainableTokensConfig, compute_dtype: Any) -> Plan:
     """Plan trainable tokens: each target becomes an embedding of which the tokens' rows are trained."""
-    plan = _start(network, config)
+    plan = start_plan(network, config)
     paths = _targets(
         plan, network, config.target_modules, lambda usual: usual.words, network.embedding_paths, _EMBEDDING
     )
@@ -147,7 +108,7 @@ def plan_tokens(network: Network, config: TrainableTokensConfig, compute_dtype: 
 
 def plan_adapter(network: Network, config: AdapterConfig, compute_dtype: Any) -> Plan:
     """Plan adapters: each target becomes a dense layer that an adapter follows."""
-    plan = _start(network, config)
+    plan = start_plan(network, config)
     paths = _targets(plan, network, config.target_modules, lambda usual: usual.adapter)
     _replace(
         plan,
@@ -163,7 +124,7 @@ def plan_adapter(network: Network, config: AdapterConfig, compute_dtype: Any) ->
 
 def plan_low_rank_adapter(network: Network, config: LowRankAdapterConfig, compute_dtype: Any) -> Plan:
     """Plan low-rank adapters: each target becomes a dense layer that a low-rank adapter follows."""
-    plan = _start(network, config)
+    plan = start_plan(network, config)
     paths = _targets(plan, network, config.target_modules, lambda usual: usual.adapter)
     _replace(
         plan,
@@ -185,7 +146,7 @@ def plan_low_rank_adapter(network: Network, config: LowRankAdapterConfig, comput
 
 def plan_ia3(network: Network, config: IA3Config, compute_dtype: Any) -> Plan:
     """Plan IA3: each target gets a factor for each output, or for each input where it is a feed-forward layer."""
-    plan = _start(network, config)
+    plan = start_plan(network, config)
     paths = _targets(plan, network, config.target_modules, lambda usual: usual.ia3)
     feedforward = config.feedforward_modules
     if feedforward is None:
@@ -200,80 +161,6 @@ def plan_ia3(network: Network, config: IA3Config, compute_dtype: Any) -> Plan:
         compute_dtype,
         lambda path, dense, dtype: IA3Dense.from_dense(dense, path in scaled_inside, compute_dtype=dtype),
     )
-    return plan
-
-
-def plan_prefix(network: Network, config: PrefixConfig, compute_dtype: Any) -> Plan:
-    """Plan prefix tuning: each attention is fed by a layer of its own."""
-    plan = _start(network, config)
-    for path, attention in _attentions(network, "prefix tuning").items():
-        width = attention.num_heads * attention.head_dim
-        layer = PrefixLayer(
-            config.num_virtual_tokens,
-            1,
-            attention.num_heads,
-            width,
-            config.embed_dim or width,
-            config.encoder_hidden_size,
-            config.dropout_rate,
-        )
-        _feed(plan, path, attention, LayerPrefix(layer))
-        name_parameters(plan.feeds[path], f"{path}.prefix")
-    return plan
-
-
-def plan_ptuning2(network: Network, config: PTuning2Config, compute_dtype: Any) -> Plan:
-    """Plan P-Tuning v2: all attentions are fed by one encoder, which hangs on the network."""
-    plan = _start(network, config)
-    attentions = _attentions(network, "P-Tuning v2")
-    shapes = {(attention.num_heads, attention.head_dim) for attention in attentions.values()}
-    if len(shapes) > 1:
-        raise InputError(
-            f"P-Tuning v2 needs attentions of one shape, and the network has {sorted(shapes)}; choose LoRA"
-        )
-    ((num_heads, head_dim),) = shapes
-    encoder = PrefixEncoder(
-        config.num_virtual_tokens,
-        len(attentions),
-        num_heads,
-        head_dim,
-        config.prefix_projection,
-        config.encoder_hidden_size,
-        config.dropout_prob,
-    )
-    name_parameters(encoder, ENCODER_NAME)
-    encoder.set_train(network.root.training)
-    plan.children[ENCODER_NAME] = encoder
-    for number, (path, attention) in enumerate(attentions.items()):
-        prefix = EncoderPrefix(encoder, number)
-        prefix.mindpet_state_visible.name = f"{path}.prefix.{prefix.mindpet_state_visible.name}"
-        _feed(plan, path, attention, prefix)
-    return plan
-
-
-def plan_bitfit(network: Network, config: BitFitConfig, compute_dtype: Any) -> Plan:
-    """Plan BitFit: the biases of the network, or of the targets, are trained."""
-    plan = _start(network, config)
-    if config.target_modules is None:
-        plan.trained += _biases(network, None)
-        if not plan.trained:
-            raise InputError("the network has no parameter whose name ends in bias; choose another method")
-        return plan
-    owners = [path for path, cell in network.cells.items() if any(map(_is_bias, _names(cell)))]
-    for match in match_targets("bitfit", "target_modules", config.target_modules, owners, "cell with a bias"):
-        plan.matches.append(match)
-        plan.trained += _biases(network, match.paths)
-    return plan
-
-
-def _start(network: Network, config: PeftConfig) -> Plan:
-    """Return a plan that trains `modules_to_save`."""
-    plan = Plan(config)
-    holders = [path for path, cell in network.cells.items() if _names(cell)]
-    for match in match_targets(config.method, "modules_to_save", config.modules_to_save, holders, "cell with weights"):
-        plan.matches.append(match)
-        for path in match.paths:
-            plan.trained += _names(network.cells[path])
     return plan
 
 
@@ -321,22 +208,6 @@ def _pattern(plan: Plan, field_name: str, pattern: Mapping[str, Any], paths: Seq
     return values
 
 
-def _attentions(network: Network, method: str) -> dict[str, nn.Cell]:
-    """Return the attentions that take a prefix, by path."""
-    attentions = {path: cell for path, cell in network.cells.items() if takes_prefix(cell)}
-    if not attentions:
-        raise InputError(
-            f"no attention of {type(network.root).__name__} takes a prefix, which {method} needs; choose another"
-            " method, or let its attentions follow the protocol of mindpet.tuning.prefixes"
-        )
-    return attentions
-
-
-def _feed(plan: Plan, path: str, attention: nn.Cell, cell: nn.Cell) -> None:
-    cell.set_train(attention.training)
-    plan.feeds[path] = cell
-
-
 def _replace(
     plan: Plan,
     network: Network,
@@ -370,17 +241,3 @@ def _name_by_path(path: str, cell: nn.Cell, original: nn.Cell) -> None:
     for parameter in cell.get_parameters():
         if id(parameter) not in own:
             parameter.name = f"{path}.{parameter.name.removeprefix(f'{prefix}.')}"
-
-
-def _biases(network: Network, paths: Sequence[str] | None) -> list[str]:
-    """Return the names of the biases below `paths`, or of the whole network."""
-    cells = [network.root] if paths is None else [network.cells[path] for path in paths]
-    return [name for cell in cells for name in _names(cell) if _is_bias(name)]
-
-
-def _names(cell: nn.Cell) -> list[str]:
-    return [parameter.name for parameter in cell.get_parameters()]
-
-
-def _is_bias(name: str) -> bool:
-    return name.endswith("bias")
