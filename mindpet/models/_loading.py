@@ -9,6 +9,7 @@ from mindspore import Parameter, Tensor
 
 from mindpet.storage.reader import read_sharded_safetensors
 from mindpet.utils.exceptions import InputError
+from mindpet.utils.names import file_name
 
 __all__ = ["ENCODER_PREFIX", "file_name", "load_parameters", "read_bert_tensors", "without"]
 
@@ -17,19 +18,11 @@ T = TypeVar("T")
 ENCODER_PREFIX = "bert."
 _HEADS = ("classifier.", "cls.")
 
-# MindSpore's leaf name of a parameter -> the name of the same tensor in Hugging Face files; the paths are equal.
-_LEAVES = {"embedding_table": "weight", "gamma": "weight", "beta": "bias"}
 # What files of 2018 call the tensors of a LayerNorm.
 _OLD_LEAVES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 # Constants and pretraining heads (masked words, next sentence), which no network here has.
 _IGNORED_NAME = "embeddings.position_ids"
 _IGNORED_PREFIX = "cls."
-
-
-def file_name(parameter_name: str) -> str:
-    """Return the name in Hugging Face files of the parameter `parameter_name`."""
-    path, _, leaf = parameter_name.rpartition(".")
-    return f"{path}.{_LEAVES.get(leaf, leaf)}"
 
 
 def read_bert_tensors(folder: str | Path) -> dict[str, np.ndarray]:
