@@ -3,24 +3,54 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from mindpet import __version__
-from mindpet.cli import demo, doctor, finetune
 from mindpet.utils.exceptions import DivergedError, InputError, RankError
+from mindpet.utils.nearest import nearest_names
 
 __all__ = ["app", "main"]
 
+_COMMANDS = ("finetune", "demo", "doctor")
+
+# What the launcher of MindPet 1.0.4 took and no command here takes, and what does the same now.
+_OF_1_0_4 = {
+    "--boot_file_path": "run the boot file by `python` itself",
+    "--data_path": "--data",
+    "--output_path": "--out",
+    "--model_config_path": "call `mindpet.graph.freeze_from_config` in the boot file",
+    "--pretrained_model_path": "--model",
+    "--ckpt_path": "name the run folder, which holds what was trained",
+}
+
+
+class _Commands(TyperGroup):
+    """The commands, each imported when it is asked for: a help must not wait for all the others."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in _COMMANDS:
+            nearest = nearest_names(cmd_name, _COMMANDS)
+            hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(_COMMANDS)}"
+            raise InputError(f"{cmd_name}: no such command; {hint}")
+        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        single.command(cmd_name)(import_module(f"mindpet.cli.{cmd_name}").command)
+        return typer.main.get_command(single)
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Parameter-efficient fine-tuning for MindSpore.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("finetune")(finetune.command)
-app.command("demo")(demo.command)
-app.command("doctor")(doctor.command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -39,6 +69,7 @@ def _options(
 def main() -> None:
     """Run the program: exit code 0 when all went well, 1 when a run failed or was ended, 2 for bad input."""
     try:
+        _refuse_options_of_1_0_4(sys.argv[1:])
         app()
     except (InputError, DivergedError, RankError) as error:
         print(f"mindpet: {error}", file=sys.stderr)
@@ -46,3 +77,13 @@ def main() -> None:
     except KeyboardInterrupt:
         print("mindpet: interrupted", file=sys.stderr)
         sys.exit(1)
+
+
+def _refuse_options_of_1_0_4(arguments: list[str]) -> None:
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if option in _OF_1_0_4:
+            raise InputError(
+                f"{option}: an option of MindPet 1.0.4's launcher, which is gone; instead: {_OF_1_0_4[option]} (see "
+                "docs/migration.md)"
+            )
