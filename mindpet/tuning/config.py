@@ -118,7 +118,8 @@ class LoraConfig(PeftConfig):
             an embedding has nothing to drop.
         target_modules: The dense layers, embeddings and convolutions to adapt; see `PeftConfig`. By default query and
             value of every attention.
-        bias: Which biases are trained as well: 'none', 'all' or 'lora_only', those of the adapted layers.
+        bias: Which biases are trained as well: 'none', 'all', with the shifts of normalisations as in PEFT, or
+            'lora_only', those of the adapted layers.
         lora_a_init: How `A` starts: the name of a MindSpore initializer. None for uniform numbers, as
             in LoRA's own code. For an embedding it is zero, and `B` normal, as in PEFT.
         use_rslora: Whether the branch is scaled by `lora_alpha / sqrt(r)`, so that a large rank learns as fast as a

@@ -31,7 +31,7 @@ from mindpet.tuning.placements import Placement, placement_of
 from mindpet.tuning.plans.plan import Plan, find_biases, start_plan
 from mindpet.tuning.targets import ALL_LINEAR, TargetMatch, match_keys, match_targets
 from mindpet.utils.exceptions import InputError
-from mindpet.utils.names import DELTA_MARK
+from mindpet.utils.names import DELTA_MARK, file_name
 
 __all__ = ["plan_adapter", "plan_ia3", "plan_lora", "plan_low_rank_adapter", "plan_tokens", "plan_vera"]
 
@@ -59,8 +59,11 @@ def plan_lora(network: Network, config: LoraConfig, compute_dtype: Any) -> Plan:
         return make(layer, rank, alpha, config.lora_dropout, compute_dtype=dtype, **start)
 
     _replace(plan, network, paths, compute_dtype, build)
-    if config.bias != "none":
-        plan.trained += find_biases(network, paths if config.bias == "lora_only" else None)
+    if config.bias == "lora_only":
+        plan.trained += find_biases(network, paths)
+    elif config.bias == "all":  # with the shifts of normalisations, which PEFT calls biases too
+        names = [parameter.name for parameter in network.root.get_parameters()]
+        plan.trained += [name for name in names if file_name(name).endswith("bias")]
     return plan
 
 
