@@ -30,7 +30,11 @@ _TO_BE_READ = 0.0  # the spread of weights that a file replaces: drawing 110 mil
 
 
 class BertEmbeddings(nn.Cell):
-    """Sum of word, position and segment embeddings, normalised."""
+    """Sum of word, position and segment embeddings, normalised.
+
+    A prefix shifts the positions of the text: `position_shift` is then a cell that returns by how much, and whose
+    `tokens` is the most that it can be.
+    """
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -41,17 +45,26 @@ class BertEmbeddings(nn.Cell):
         self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
         self.position_ids = Tensor(np.arange(self.max_length, dtype=np.int32)[None])
+        self.position_shift: nn.Cell | None = None
 
     def construct(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         """Map two (batch, length) to (batch, length, hidden), float32."""
-        length = input_ids.shape[1]
-        if length > self.max_length:
-            raise ValueError(
-                f"The sequence has {length} tokens, but this model takes at most {self.max_length}: cut the texts."
-            )
-        positions = self.position_embeddings(self.position_ids[:, :length])
+        positions = self.position_embeddings(self._positions(input_ids.shape[1]))
         embedded = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids) + positions
         return self.dropout(self.LayerNorm(embedded))
+
+    def _positions(self, length: int) -> Tensor:
+        """Return the positions of the text, (1, length)."""
+        longest, beside = self.max_length, ""
+        if self.position_shift is not None:
+            tokens = self.position_shift.tokens
+            longest, beside = longest - tokens, f" beside a prefix of up to {tokens}"
+        if length > longest:
+            raise ValueError(
+                f"The sequence has {length} tokens, but this model takes at most {longest}{beside}: cut the texts."
+            )
+        positions = self.position_ids[:, :length]
+        return positions if self.position_shift is None else positions + self.position_shift()
 
     @staticmethod
     def _table(rows: int, config: BertConfig) -> nn.Embedding:
@@ -62,8 +75,7 @@ class BertSelfAttention(nn.Cell):
     """Attention of each position to all visible ones, without the output projection.
 
     It takes a prefix: a cell that is assigned to `prefix` is given the keys and values (batch, length, num_heads *
-    head_dim) and the additive mask (batch, 1, 1, length), and returns the three with more keys. Positions, and so the
-    position embeddings, stay those of the text.
+    head_dim) and the additive mask (batch, 1, 1, length), and returns the three with more keys.
     """
 
     def __init__(self, config: BertConfig) -> None:

@@ -101,7 +101,9 @@ def detach(network: nn.Cell) -> None:
         for place in replacement.places:
             place.put(replacement.original)
     for feed in state.feeds:
-        _empty(feed.attention)
+        _empty(feed.attention, "prefix")
+    for cell in state.shifted:
+        _empty(cell, "position_shift")
     for name in state.children:
         _take_away(network, name)
     for name, trainable in state.was_trainable.items():
@@ -266,7 +268,7 @@ def _swap(
 def _feed(
     network: nn.Cell, view: Network, plans: Sequence[Plan], state: PeftState, undo: list[Callable[[], object]]
 ) -> None:
-    """Hand each prefix cell to its attention, and hang up what they share."""
+    """Hand each prefix cell to its attention, hang up what they share, and tell who numbers the positions."""
     for plan in plans:
         for name, cell in plan.children.items():
             undo.append(partial(_take_away, network, name))
@@ -274,9 +276,13 @@ def _feed(
             state.children.append(name)
         for path, cell in plan.feeds.items():
             attention = view.cells[path]
-            undo.append(partial(_empty, attention))
+            undo.append(partial(_empty, attention, "prefix"))
             Place(attention, "prefix").put(cell)
             state.feeds.append(Feed(path, plan.config.method, attention, cell))
+        for path, cell in plan.shifts.items():
+            undo.append(partial(_empty, view.cells[path], "position_shift"))
+            Place(view.cells[path], "position_shift").put(cell)
+            state.shifted.append(view.cells[path])
 
 
 def _take_away(cell: nn.Cell, name: str) -> None:
@@ -284,6 +290,6 @@ def _take_away(cell: nn.Cell, name: str) -> None:
         delattr(cell, name)
 
 
-def _empty(attention: nn.Cell) -> None:
-    _take_away(attention, "prefix")
-    attention.prefix = None
+def _empty(cell: nn.Cell, name: str) -> None:
+    _take_away(cell, name)
+    setattr(cell, name, None)

@@ -1,4 +1,4 @@
-"""Hand prefix keys and values to the attentions of a network that take them.
+"""Hand prefix keys and values to the attentions of a network that take them, and shift the positions of its text.
 
 An attention takes a prefix when it has `prefix` (None until it is fed), `num_heads` and `head_dim` (of its keys and
 values), and its `construct` says, before scores are computed:
@@ -8,17 +8,36 @@ values), and its `construct` says, before scores are computed:
 
 with keys and values of shape (batch, length, num_heads * head_dim) and a mask (batch, 1, 1 or query length, length)
 that is added to the scores: 0 is visible.
+
+The text stands after the prefix, so its positions are numbered from the prefix's number of tokens on, as transformers
+numbers them after past keys. A cell that numbers positions, absolute or rotary, has `position_shift` (None until a
+prefix is attached) and says, before it looks them up:
+
+    if self.position_shift is not None:
+        positions = positions + self.position_shift()
+
+`position_shift.tokens` is the largest number that may come out, so that a text too long is refused when the graph is
+made. A network without such a cell keeps its positions.
 """
 
 from __future__ import annotations
 
 from mindspore import Parameter, Tensor, nn, ops
+from mindspore import dtype as mstype
 
 from mindpet.delta.prefix_layer import PrefixLayer
 from mindpet.delta.ptuning2 import PrefixEncoder
 from mindpet.utils.names import STATE_MARK
 
-__all__ = ["ENCODER_NAME", "EncoderPrefix", "LayerPrefix", "name_parameters", "takes_prefix"]
+__all__ = [
+    "ENCODER_NAME",
+    "EncoderPrefix",
+    "LayerPrefix",
+    "PositionShift",
+    "name_parameters",
+    "numbers_positions",
+    "takes_prefix",
+]
 
 ENCODER_NAME = "mindpet_prefix_encoder"  # where the encoder that all attentions share hangs on the network
 
@@ -69,9 +88,33 @@ class EncoderPrefix(nn.Cell):
         return key, value, _hide(mask, self.mindpet_state_visible)
 
 
+class PositionShift(nn.Cell):
+    """How far a prefix shifts the positions of the text: the number of its tokens that are seen.
+
+    It is the value of a Parameter, so that it follows the adapter that is at work while the graph stays the same.
+
+    Args:
+        visible: `mindpet_state_visible` (tokens,) of any attention's prefix; all have the same values.
+    """
+
+    def __init__(self, visible: Parameter) -> None:
+        super().__init__(auto_prefix=False)
+        self.tokens = visible.shape[0]
+        self.mindpet_state_visible = visible
+
+    def construct(self) -> Tensor:
+        """Return the number of visible tokens, an int32 scalar."""
+        return self.mindpet_state_visible.sum().astype(mstype.int32)
+
+
 def takes_prefix(cell: nn.Cell) -> bool:
     """Tell whether a cell is an attention that takes a prefix."""
     return all(hasattr(cell, name) for name in ("prefix", "num_heads", "head_dim"))
+
+
+def numbers_positions(cell: nn.Cell) -> bool:
+    """Tell whether a cell numbers the positions of the text and lets them be shifted."""
+    return hasattr(cell, "position_shift")
 
 
 def name_parameters(cell: nn.Cell, path: str) -> None:

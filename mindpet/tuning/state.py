@@ -96,6 +96,7 @@ class PeftState:
         configs: What was attached, in order; with several adapters, the active one's.
         replacements: The replaced layers, in the network's order.
         feeds: The prefix cells, in the network's order.
+        shifted: The cells whose positions a prefix shifts.
         children: Names of further cells that hang on the network itself, such as a prefix encoder.
         parameters: All parameters by the names that they had after attaching. A cell that is put around the network
             later may rename them, and these names hold on.
@@ -114,6 +115,7 @@ class PeftState:
     configs: tuple[PeftConfig, ...]
     replacements: list[Replacement] = field(default_factory=list)
     feeds: list[Feed] = field(default_factory=list)
+    shifted: list[Any] = field(default_factory=list)
     children: list[str] = field(default_factory=list)
     parameters: dict[str, Parameter] = field(default_factory=dict)
     marked: dict[str, np.ndarray] = field(default_factory=dict)

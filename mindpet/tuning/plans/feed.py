@@ -11,7 +11,15 @@ from mindpet.delta.ptuning2 import PrefixEncoder
 from mindpet.tuning.config import PrefixConfig, PTuning2Config
 from mindpet.tuning.layers import Network
 from mindpet.tuning.plans.plan import Plan, start_plan
-from mindpet.tuning.prefixes import ENCODER_NAME, EncoderPrefix, LayerPrefix, name_parameters, takes_prefix
+from mindpet.tuning.prefixes import (
+    ENCODER_NAME,
+    EncoderPrefix,
+    LayerPrefix,
+    PositionShift,
+    name_parameters,
+    numbers_positions,
+    takes_prefix,
+)
 from mindpet.utils.exceptions import InputError
 
 __all__ = ["plan_prefix", "plan_ptuning2"]
@@ -33,6 +41,7 @@ def plan_prefix(network: Network, config: PrefixConfig, compute_dtype: Any) -> P
         )
         _feed(plan, path, attention, LayerPrefix(layer))
         name_parameters(plan.feeds[path], f"{path}.prefix")
+    _shift_positions(plan, network)
     return plan
 
 
@@ -40,6 +49,11 @@ def plan_ptuning2(network: Network, config: PTuning2Config, compute_dtype: Any) 
     """Plan P-Tuning v2: all attentions are fed by one encoder, which hangs on the network."""
     plan = start_plan(network, config)
     attentions = _attentions(network, "P-Tuning v2")
+    if isinstance(network.root, nn.CellList | nn.SequentialCell | nn.CellDict):
+        raise InputError(
+            f"P-Tuning v2 hangs an encoder on the network, and in a {type(network.root).__name__} it would stand among"
+            " the layers; put the network into a cell of its own class"
+        )
     shapes = {(attention.num_heads, attention.head_dim) for attention in attentions.values()}
     if len(shapes) > 1:
         raise InputError(
@@ -62,6 +76,7 @@ def plan_ptuning2(network: Network, config: PTuning2Config, compute_dtype: Any) 
         prefix = EncoderPrefix(encoder, number)
         prefix.mindpet_state_visible.name = f"{path}.prefix.{prefix.mindpet_state_visible.name}"
         _feed(plan, path, attention, prefix)
+    _shift_positions(plan, network)
     return plan
 
 
@@ -79,3 +94,13 @@ def _attentions(network: Network, method: str) -> dict[str, nn.Cell]:
 def _feed(plan: Plan, path: str, attention: nn.Cell, cell: nn.Cell) -> None:
     cell.set_train(attention.training)
     plan.feeds[path] = cell
+
+
+def _shift_positions(plan: Plan, network: Network) -> None:
+    """Let the positions of the text follow those of the prefix, of which every attention sees as many tokens."""
+    fed = next(iter(plan.feeds.values()))
+    plan.shifts = {
+        path: PositionShift(fed.mindpet_state_visible)
+        for path, cell in network.cells.items()
+        if numbers_positions(cell)
+    }

@@ -1,0 +1,95 @@
+"""Prefixes: where the text stands that follows them."""
+
+import mindspore
+import numpy as np
+import pytest
+from mindspore import Tensor, nn, ops
+
+import mindpet
+from mindpet.utils.exceptions import InputError
+from tests.methods import batch, config_of, small_bert
+
+PREFIX_METHODS = pytest.mark.parametrize("method", ["prefixtuning", "ptuning2"])
+_ROOM, _LONGEST = 4, 4  # the small BERT has 8 positions
+
+
+def _embed(network, shift=0):
+    """Return what the embeddings give when the text begins at position `shift`, by another order of their table."""
+    table = network.bert.embeddings.position_embeddings.embedding_table
+    before = table.asnumpy().copy()
+    table.copy_(Tensor(np.roll(before, -shift, axis=0)))
+    input_ids, _, token_type_ids = batch()
+    embedded = network.bert.embeddings(input_ids, token_type_ids).asnumpy()
+    table.copy_(Tensor(before))
+    return embedded
+
+
+@PREFIX_METHODS
+def test_the_text_stands_after_the_tokens_that_are_seen(method, mode):
+    network = small_bert()
+    expected = {shift: _embed(network, shift) for shift in (0, 2, 3)}
+    mindpet.get_peft_model(network, config_of(method, num_virtual_tokens=3), max_tokens=_ROOM)
+    mindpet.add_adapter(network, "short", config_of(method, num_virtual_tokens=2))
+    assert np.array_equal(_embed(network), expected[3])
+    mindpet.set_adapter(network, "short")
+    assert np.array_equal(_embed(network), expected[2])
+    mindpet.disable_adapter(network)
+    assert np.array_equal(_embed(network), expected[0])
+    mindpet.set_adapter(network, "default")
+    assert np.array_equal(_embed(network), expected[3])
+    mindpet.unload(network)
+    assert network.bert.embeddings.position_shift is None
+    assert np.array_equal(_embed(network), expected[0])
+
+
+def test_a_text_too_long_for_the_positions_left_is_refused(mode):
+    network = mindpet.get_peft_model(small_bert(), config_of("ptuning2"), max_tokens=_ROOM)
+    assert network(*batch(length=_LONGEST)).shape == (2, 3)
+    with pytest.raises(ValueError, match=r"has 5 tokens.*at most 4 beside a prefix of up to 4: cut the texts"):
+        network(*batch(length=_LONGEST + 1))
+
+
+def test_a_failure_leaves_the_positions_as_they_were(monkeypatch):
+    network = small_bert()
+    monkeypatch.setattr("mindpet.tuning.attach.write_adapter", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        mindpet.get_peft_model(network, config_of("ptuning2"))
+    assert network.bert.embeddings.position_shift is None
+
+
+class Bare(nn.Cell):
+    """An attention to itself, of a network that numbers no positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_heads, self.head_dim, self.prefix = 2, 3, None
+
+    def construct(self, x):
+        key, value, mask = x, x, ops.zeros((x.shape[0], 1, 1, x.shape[1]), x.dtype)
+        if self.prefix is not None:
+            key, value, mask = self.prefix(key, value, mask)
+        scores = ops.matmul(x, key.transpose((0, 2, 1))) + mask[:, 0]
+        return ops.matmul(ops.softmax(scores), value)
+
+
+class Around(nn.Cell):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def construct(self, x):
+        return self.inner(x)
+
+
+def test_a_list_of_layers_is_no_place_for_an_encoder():
+    with pytest.raises(InputError, match="put the network into a cell of its own class"):
+        mindpet.get_peft_model(nn.SequentialCell(Bare()), config_of("ptuning2"))
+
+
+@PREFIX_METHODS
+def test_a_network_without_positions_takes_a_prefix(method, mode):
+    network = Around(Bare())
+    x = Tensor(np.random.default_rng(0).normal(size=(2, 4, 6)), mindspore.float32)
+    before = network(x).asnumpy()
+    mindpet.get_peft_model(network, config_of(method))
+    assert np.abs(network(x).asnumpy() - before).max() > 1e-3
