@@ -3,17 +3,21 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow test-planner test-native lint format docs bench clean
+.PHONY: demo test test-slow test-full test-planner test-native lint format docs bench clean
 
 # METHOD=bitfit, or another one of `mindpet demo --help`, is tuned instead of LoRA.
 demo: $(VENV)/.package
 	$(BIN)/mindpet demo --overwrite $(if $(METHOD),--method $(METHOD))
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 test-slow: $(VENV)/.dev $(VENV)/.reference
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadgroup
+
+# The slow tests with every repetition: kills, seeds and cycles that CI shortens. Takes an hour or more.
+test-full: $(VENV)/.dev $(VENV)/.reference
+	MINDPET_FULL_TESTS=1 $(BIN)/python -m pytest -m slow
 
 # What MindSpore's own parallel planner makes of the shard strategies; needs gcc and nm, but no accelerator.
 test-planner: $(VENV)/.dev

@@ -27,6 +27,15 @@ def mode(request):
     return request.param
 
 
+def pytest_collection_modifyitems(items):
+    """Keep the tests of a file, and of the planner's whole folder, in one process, but for those that stand alone."""
+    for item in items:
+        file = item.path.relative_to(item.config.rootpath)
+        if item.get_closest_marker("alone") is None:
+            group = file.parent if file.parent.name == "planner" else file
+            item.add_marker(pytest.mark.xdist_group(str(group)))
+
+
 def pytest_terminal_summary(terminalreporter):
     """Print how long each file took."""
     seconds = Counter()

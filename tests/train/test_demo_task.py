@@ -12,8 +12,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from mindpet.train.methods import METHOD_NAMES
+from tests.scale import FULL
 
-SEEDS = 5
+SEEDS = 5 if FULL else 2
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 HEAD = 5 * 384 + 5
 TOKENS = (2343, 3007)
@@ -28,7 +29,8 @@ def _run_demo(out, *flags):
 
 
 @pytest.mark.slow
-def test_lora_beats_both_baselines_in_the_mean_of_five_seeds(tmp_path):
+@pytest.mark.alone
+def test_lora_beats_both_baselines_in_the_mean_of_the_seeds(tmp_path):
     accuracies = {"accuracy": [], "baseline_accuracy": [], "probe_accuracy": []}
     for seed in range(SEEDS):
         metrics = _run_demo(tmp_path / str(seed), "--seed", str(seed))
@@ -42,6 +44,7 @@ def test_lora_beats_both_baselines_in_the_mean_of_five_seeds(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_each_method_learns_and_trains_what_the_documents_say(tmp_path, method):
     out = tmp_path / "run"
