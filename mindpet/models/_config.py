@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from mindpet.models._layers import ACTIVATIONS
-from mindpet.storage.reader import read_json
+from mindpet.models._config_values import (
+    ACTIVATION,
+    DROPOUT,
+    EPSILON,
+    OPTIONAL_DROPOUT,
+    SIZE,
+    SPREAD,
+    Rule,
+    check_fields,
+    check_multiple,
+    read_config,
+    refuse_features,
+)
 from mindpet.utils.exceptions import InputError
 
 __all__ = ["BertConfig"]
 
-CONFIG_FILE = "config.json"
-
-_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -27,6 +34,14 @@ _SIZES = (
     "type_vocab_size",
     "num_labels",
 )
+_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
+    (_SIZES, SIZE),
+    (("hidden_dropout_prob", "attention_probs_dropout_prob"), DROPOUT),
+    (("classifier_dropout",), OPTIONAL_DROPOUT),
+    (("initializer_range",), SPREAD),
+    (("layer_norm_eps",), EPSILON),
+    (("hidden_act",), ACTIVATION),
+)
 # Keys of config.json that change the numbers, with the one value that BertModel computes.
 _FIXED: dict[str, Any] = {
     "position_embedding_type": "absolute",
@@ -35,29 +50,6 @@ _FIXED: dict[str, Any] = {
     "pruned_heads": {},
     "quantization_config": None,
 }
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
-
-
-def _is_dropout(value: Any) -> bool:
-    return _is_number(value) and 0 <= value < 1
-
-
-# Fields, what makes a value valid, and how to say it.
-_RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
-    (_SIZES, _is_size, "a positive integer"),
-    (_DROPOUTS[:2], _is_dropout, "a number from 0 to below 1"),
-    (_DROPOUTS[2:], lambda value: value is None or _is_dropout(value), "null or a number from 0 to below 1"),
-    (("initializer_range",), lambda value: _is_number(value) and 0 <= value < math.inf, "a number from 0"),
-    (("layer_norm_eps",), lambda value: _is_number(value) and 0 < value < 1, "a number between 0 and 1"),
-    (("hidden_act",), lambda value: value in tuple(ACTIVATIONS), f"one of {', '.join(ACTIVATIONS)}"),
-)
 
 
 @dataclass(frozen=True)
@@ -100,15 +92,8 @@ class BertConfig:
     num_labels: int = 2
 
     def __post_init__(self) -> None:
-        for names, is_valid, expected in _RULES:
-            for name in names:
-                if not is_valid(getattr(self, name)):
-                    raise InputError(f"{name} is {getattr(self, name)!r}; expected is {expected}: correct the value.")
-        if self.hidden_size % self.num_attention_heads:
-            raise InputError(
-                f"hidden_size is {self.hidden_size}; expected is a multiple of num_attention_heads "
-                f"({self.num_attention_heads}): correct one of the two."
-            )
+        check_fields(self, _RULES)
+        check_multiple(self, "hidden_size", "num_attention_heads")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> BertConfig:
@@ -122,11 +107,7 @@ class BertConfig:
                 not built here (relative positions, decoder, cross attention, pruned heads, quantised weights).
         """
         _check_architecture(values)
-        for key, supported in _FIXED.items():
-            if values.get(key) not in (None, supported):
-                raise InputError(
-                    f"{key} is {values[key]!r}; only {supported!r} is supported: use a model without this feature."
-                )
+        refuse_features(values, _FIXED)
         known = {field.name for field in fields(cls)} & values.keys()
         chosen = {name: values[name] for name in known}
         if "num_labels" not in chosen and isinstance(values.get("id2label"), Mapping):
@@ -143,16 +124,7 @@ class BertConfig:
         Raises:
             InputError: As `from_dict`, and when the file is missing or no JSON object; the message names the file.
         """
-        path = Path(folder) / CONFIG_FILE
-        values = read_json(path)
-        if not isinstance(values, dict):
-            raise InputError(
-                f"{path} holds a {type(values).__name__}, expected is a JSON object: fetch the file again."
-            )
-        try:
-            return cls.from_dict(values)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+        return read_config(folder, cls.from_dict)
 
     def with_dropout(self, dropout: float | None) -> BertConfig:
         """Return this configuration with all dropouts set to `dropout`, or itself for None."""

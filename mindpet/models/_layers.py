@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-from mindspore import Tensor, nn, ops
-from mindspore.common.initializer import Initializer, Normal
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import Initializer, Normal, initializer
 
 from mindpet import kernels
 
-__all__ = ["ACTIVATIONS", "Dense", "LayerNorm", "starting_weights"]
+__all__ = ["ACTIVATIONS", "Dense", "LayerNorm", "RMSNorm", "starting_weights"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": kernels.gelu,
@@ -25,8 +25,8 @@ class Dense(nn.Dense):
 
     computes_as_dense = True
 
-    def __init__(self, inputs: int, outputs: int, spread: float) -> None:
-        super().__init__(inputs, outputs, weight_init=starting_weights(spread), bias_init="zeros")
+    def __init__(self, inputs: int, outputs: int, spread: float, has_bias: bool = True) -> None:
+        super().__init__(inputs, outputs, weight_init=starting_weights(spread), bias_init="zeros", has_bias=has_bias)
 
     def construct(self, x: Tensor) -> Tensor:
         """Map (..., inputs) to (..., outputs) in the dtype of `x`."""
@@ -42,6 +42,19 @@ class LayerNorm(nn.LayerNorm):
     def construct(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalise (..., width), the sum of `x` and a residual of its shape where one is given."""
         return kernels.layer_norm(x, self.gamma, self.beta, self.epsilon, residual)
+
+
+class RMSNorm(nn.Cell):
+    """The last axis divided by its root mean square, with the mean in float32 and the dtype of its input."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.weight = Parameter(initializer("ones", (width,)), name="weight")
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Normalise (..., width)."""
+        return kernels.rms_norm(x, self.weight, self.epsilon)
 
 
 def starting_weights(spread: float) -> Initializer | str:

@@ -1,5 +1,6 @@
-"""Reading a BERT's weights from a Hugging Face folder: one table of names, everything checked before one is written."""
+"""Reading weights from a Hugging Face folder: one table of names, everything checked before one is written."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -11,12 +12,20 @@ from mindpet.storage.reader import read_sharded_safetensors
 from mindpet.utils.exceptions import InputError
 from mindpet.utils.names import file_name
 
-__all__ = ["ENCODER_PREFIX", "file_name", "load_parameters", "read_bert_tensors", "without"]
+__all__ = [
+    "ENCODER_PREFIX",
+    "file_name",
+    "load_parameters",
+    "read_bert_tensors",
+    "read_language_tensors",
+    "without",
+]
 
 T = TypeVar("T")
 
 ENCODER_PREFIX = "bert."
 _HEADS = ("classifier.", "cls.")
+_LANGUAGE_HEAD = "lm_head.weight"
 
 # What files of 2018 call the tensors of a LayerNorm.
 _OLD_LEAVES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
@@ -42,6 +51,32 @@ def read_bert_tensors(folder: str | Path) -> dict[str, np.ndarray]:
         if modern in tensors:
             raise InputError(f"{folder} holds {modern!r} under two names: save the model again with transformers.")
         tensors[modern] = values
+    return tensors
+
+
+def read_language_tensors(folder: str | Path, prefix: str, constants: str, tied: bool) -> dict[str, np.ndarray]:
+    """Return the weights in a folder under the names of a language model with its head.
+
+    Args:
+        folder: The model's folder.
+        prefix: Of the names of the decoder; it is added where a file without a head leaves it out.
+        constants: A regular expression of what comes after the prefix in the names of tensors that are no weights.
+        tied: Whether the head is the embedding of the words; a copy of the embedding as the head is then left out.
+
+    Raises:
+        InputError: No readable safetensors files, or a tied head that is not the embedding.
+    """
+    tensors = {
+        name if name.startswith((prefix, _LANGUAGE_HEAD)) else prefix + name: values
+        for name, values in read_sharded_safetensors(folder).items()
+        if not re.fullmatch(constants, name.removeprefix(prefix))
+    }
+    head = tensors.pop(_LANGUAGE_HEAD, None) if tied else None
+    if head is not None and not any(np.array_equal(head, values) for values in tensors.values()):
+        raise InputError(
+            f"{folder} holds a {_LANGUAGE_HEAD} of its own, but its config.json ties the head to the embedding: set "
+            "tie_word_embeddings to false, or save the model again with transformers."
+        )
     return tensors
 
 
