@@ -19,6 +19,8 @@ __all__ = [
     "FLAG",
     "OPTIONAL_DROPOUT",
     "OPTIONAL_SIZE",
+    "POSITIVE",
+    "SHARE",
     "SIZE",
     "SPREAD",
     "TOKENS",
@@ -27,6 +29,7 @@ __all__ = [
     "as_tuple",
     "check_fields",
     "check_multiple",
+    "check_values",
     "is_number",
     "is_size",
     "read_config",
@@ -70,6 +73,8 @@ OPTIONAL_SIZE: Rule = (lambda value: value is None or is_size(value), "null or a
 DROPOUT: Rule = (_is_dropout, "a number from 0 to below 1")
 OPTIONAL_DROPOUT: Rule = (lambda value: value is None or _is_dropout(value), "null or a number from 0 to below 1")
 SPREAD: Rule = (lambda value: is_number(value) and 0 <= value < math.inf, "a number from 0")
+SHARE: Rule = (lambda value: is_number(value) and 0 < value <= 1, "a number above 0 and up to 1")
+POSITIVE: Rule = (lambda value: is_number(value) and 0 < value < math.inf, "a positive number")
 EPSILON: Rule = (lambda value: is_number(value) and 0 < value < 1, "a number between 0 and 1")
 ACTIVATION: Rule = (lambda value: value in tuple(ACTIVATIONS), f"one of {', '.join(ACTIVATIONS)}")
 FLAG: Rule = (lambda value: type(value) is bool, "true or false")
@@ -78,10 +83,15 @@ TOKENS: Rule = (_are_tokens, "null, the number of a token or a list of them")
 
 def check_fields(config: Any, rules: Sequence[tuple[Sequence[str], Rule]]) -> None:
     """Raise InputError for the first field of a configuration that its rule does not accept."""
+    check_values(vars(config), rules)
+
+
+def check_values(values: Mapping[str, Any], rules: Sequence[tuple[Sequence[str], Rule]]) -> None:
+    """Raise InputError for the first value, by its name, that its rule does not accept."""
     for names, (is_valid, expected) in rules:
         for name in names:
-            if not is_valid(getattr(config, name)):
-                raise InputError(f"{name} is {getattr(config, name)!r}; expected is {expected}: correct the value.")
+            if not is_valid(values[name]):
+                raise InputError(f"{name} is {values[name]!r}; expected is {expected}: correct the value.")
 
 
 def check_multiple(config: Any, name: str, divisor: str) -> None:
