@@ -1,11 +1,14 @@
 """Batches of few constant shapes: every new shape compiles the graph again."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-__all__ = ["Batch", "Batches", "length_buckets"]
+__all__ = ["Batch", "Batches", "RowBatches", "length_buckets"]
+
+_Batch = TypeVar("_Batch")
 
 _PRICE_OF_A_WIDTH = 1.1  # one more width must cut the positions by this factor to be worth compiling a graph for it
 
@@ -72,7 +75,7 @@ def length_buckets(
     return tuple(int(widths[end]) for end in chosen)
 
 
-class Batches:
+class RowBatches(ABC, Generic[_Batch]):
     """Encoded texts as batches of exactly `batch_size` rows and one of a few widths; no text is ever dropped.
 
     The order of an epoch is a function of the seed and the epoch's number alone, so that a run can go on in the middle
@@ -80,35 +83,27 @@ class Batches:
 
     Args:
         encoded: The tokens of each text, none longer than the last width.
-        labels: Class numbers (N,).
         batch_size: Rows of a batch.
         widths: Ascending; a text goes to the first that takes it (see `length_buckets`).
         pad_id: The token that fills a row up.
         seed: Not negative.
 
     Raises:
-        ValueError: There are no texts, not one label for each, or a text is longer than the last width.
+        ValueError: There are no texts, or one is longer than the last width.
     """
 
     def __init__(
-        self,
-        encoded: Sequence[np.ndarray],
-        labels: np.ndarray,
-        batch_size: int,
-        widths: Sequence[int],
-        pad_id: int,
-        seed: int = 0,
+        self, encoded: Sequence[np.ndarray], batch_size: int, widths: Sequence[int], pad_id: int, seed: int = 0
     ):
+        if not len(encoded):
+            raise ValueError(f"{type(self).__name__} got no texts; give at least one.")
         lengths = np.array([len(tokens) for tokens in encoded], dtype=np.int64)
-        if not len(encoded) or len(labels) != len(encoded):
-            raise ValueError(
-                f"Batches got {len(encoded)} texts and {len(labels)} labels; give one label for each text."
-            )
         if lengths.max() > widths[-1]:
-            raise ValueError(f"Batches got a text of {lengths.max()} tokens; the widest batch has {widths[-1]}.")
+            raise ValueError(
+                f"{type(self).__name__} got a text of {lengths.max()} tokens; the widest batch has {widths[-1]}."
+            )
         self.batch_size = batch_size
         self._encoded = encoded
-        self._labels = np.asarray(labels, dtype=np.int32)
         self._pad_id = pad_id
         self._seed = seed
         bucket_of = np.searchsorted(widths, lengths)
@@ -132,7 +127,7 @@ class Batches:
         """The shapes (batch_size, width) that occur, narrowest first."""
         return tuple((self.batch_size, width) for width, _ in self._buckets)
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, number: int, start: int = 0) -> Iterator[_Batch]:
         """Yield the batches of an epoch, shuffled within the buckets and across them.
 
         Args:
@@ -149,7 +144,7 @@ class Batches:
         order = generator.permutation(len(chunks))
         return (self._make(*chunks[place]) for place in order[start:])
 
-    def ordered(self) -> Iterator[Batch]:
+    def ordered(self) -> Iterator[_Batch]:
         """Yield all batches, bucket by bucket, each bucket in the order of the input; see `to_input_order`."""
         return (self._make(width, rows) for width, rows in self._chunks(self._buckets))
 
@@ -180,7 +175,12 @@ class Batches:
             for begin in range(0, len(rows), self.batch_size)
         ]
 
-    def _make(self, width: int, rows: np.ndarray) -> Batch:
+    @abstractmethod
+    def _make(self, width: int, rows: np.ndarray) -> _Batch:
+        """Return the batch of the texts with these numbers, filled up to `batch_size` rows."""
+
+    def _fill(self, width: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return input_ids and attention_mask (batch_size, width), and indices (batch_size,) of a batch."""
         fillers = self.batch_size - len(rows)
         input_ids = np.full((self.batch_size, width), self._pad_id, dtype=np.int32)
         attention_mask = np.zeros_like(input_ids)
@@ -189,6 +189,41 @@ class Batches:
             tokens = self._encoded[row]
             input_ids[place, : len(tokens)] = tokens
             attention_mask[place, : len(tokens)] = 1
-        labels = np.pad(self._labels[rows], (0, fillers), constant_values=-1)
-        indices = np.pad(rows, (0, fillers), constant_values=-1)
+        return input_ids, attention_mask, np.pad(rows, (0, fillers), constant_values=-1)
+
+
+class Batches(RowBatches[Batch]):
+    """Encoded texts with a class each as batches; see `RowBatches`.
+
+    Args:
+        encoded: The tokens of each text, none longer than the last width.
+        labels: Class numbers (N,).
+        batch_size: Rows of a batch.
+        widths: Ascending; a text goes to the first that takes it (see `length_buckets`).
+        pad_id: The token that fills a row up.
+        seed: Not negative.
+
+    Raises:
+        ValueError: There are no texts, not one label for each, or a text is longer than the last width.
+    """
+
+    def __init__(
+        self,
+        encoded: Sequence[np.ndarray],
+        labels: np.ndarray,
+        batch_size: int,
+        widths: Sequence[int],
+        pad_id: int,
+        seed: int = 0,
+    ):
+        if len(labels) != len(encoded):
+            raise ValueError(
+                f"Batches got {len(encoded)} texts and {len(labels)} labels; give one label for each text."
+            )
+        super().__init__(encoded, batch_size, widths, pad_id, seed)
+        self._labels = np.asarray(labels, dtype=np.int32)
+
+    def _make(self, width: int, rows: np.ndarray) -> Batch:
+        input_ids, attention_mask, indices = self._fill(width, rows)
+        labels = np.pad(self._labels[rows], (0, self.batch_size - len(rows)), constant_values=-1)
         return Batch(input_ids, attention_mask, np.zeros_like(input_ids), labels, indices)

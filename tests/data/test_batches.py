@@ -137,7 +137,7 @@ def test_a_width_without_texts_makes_no_batch():
     ("act", "message"),
     [
         (lambda: length_buckets([], 8, 4), "give at least one text"),
-        (lambda: Batches([], np.array([]), 4, (8,), 0), "0 texts and 0 labels"),
+        (lambda: Batches([], np.array([]), 4, (8,), 0), "Batches got no texts"),
         (lambda: Batches([np.arange(3)], np.array([0, 1]), 4, (8,), 0), "1 texts and 2 labels"),
         (lambda: Batches([np.arange(9)], np.array([0]), 4, (8,), 0), "a text of 9 tokens; the widest batch has 8"),
         (lambda: make([3] * 8)[0].epoch(0, 3), "start=3; expected 0 to 2"),

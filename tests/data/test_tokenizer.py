@@ -169,7 +169,7 @@ def write_incomplete_json(folder):
         ),
         (
             lambda folder: (folder / "tokenizer_config.json").write_text('{"pad_token": {"a": 1}}'),
-            "lacks the special token",
+            "'pad_token' is {'a': 1}; expected the text of a token",
         ),
     ],
 )
