@@ -1,5 +1,8 @@
-"""How often a test repeats what takes long: in CI less than `make test-full`, which repeats it as often as was promised."""
+"""What CI shortens: `make test-full` repeats it as often as was promised, and runs the cases that are marked `rarely`."""
 
 import os
 
+import pytest
+
 FULL = os.environ.get("MINDPET_FULL_TESTS") == "1"
+rarely = pytest.mark.skipif(not FULL, reason="run by `make test-full`")

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.scale import rarely
+
 BUILD = Path(__file__).parent / "native" / "build.py"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["plain", "address", "thread"])
+@pytest.mark.parametrize("kind", [pytest.param("plain", marks=rarely), "address", pytest.param("thread", marks=rarely)])
 def test_the_program_finds_no_fault(kind):
     result = subprocess.run([sys.executable, BUILD, kind], capture_output=True, text=True, check=False)
     if result.returncode == 2:
