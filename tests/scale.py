@@ -1,4 +1,4 @@
-"""What CI shortens: `make test-full` repeats it as often as was promised, and runs the cases that are marked `rarely`."""
+"""What CI shortens: `make test-full` repeats it as often as was promised, the cases marked `rarely` included."""
 
 import os
 
