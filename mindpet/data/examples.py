@@ -8,14 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mindpet.data.splits import stratified_split
+from mindpet.data.splits import SPLIT_SHARES, VALID_SHARE, stratified_split
 from mindpet.utils.exceptions import InputError
 from mindpet.utils.nearest import nearest_names
 
 __all__ = ["ClassificationData", "Example", "Split", "divide", "number_labels", "to_split", "with_valid_from_train"]
-
-_SPLIT_SHARES = (0.7, 0.1, 0.2)  # train, valid, test
-_VALID_SHARE = 0.1  # of the training examples, where there is no valid split
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ def divide(
     numbers: dict[str, int],
     seed: int,
     source: str | Path,
-    shares: Sequence[float] = _SPLIT_SHARES,
+    shares: Sequence[float] = SPLIT_SHARES,
 ) -> list[Split]:
     """Return `examples` as stratified splits of these shares; see `stratified_split`.
 
@@ -124,5 +121,5 @@ def with_valid_from_train(
         InputError: `train` has too few examples or labels, or `test` has a label that no training example has.
     """
     numbers = number_labels(train, train_path)
-    train_split, valid_split = divide(train, numbers, seed, train_path, (1 - _VALID_SHARE, _VALID_SHARE))
+    train_split, valid_split = divide(train, numbers, seed, train_path, (1 - VALID_SHARE, VALID_SHARE))
     return ClassificationData(name, tuple(numbers), train_split, valid_split, to_split(test, numbers))

@@ -17,6 +17,7 @@ __all__ = ["write_llama_folder"]
 
 _Value = TypeVar("_Value", bound=int | float | str | list)
 
+_KINDS = {int: "whole number", float: "number", str: "text", list: "list"}
 _WHOLE = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -56,16 +57,17 @@ def write_llama_folder(source: Path, folder: Path) -> None:
     gguf = read_gguf(files[0])
     config = _config(gguf)
     tensors = _tensors(gguf, config)
+    tokenizer, tokenizer_config = _tokenizer(gguf).to_str(pretty=True), _tokenizer_config(gguf)
     write_json(folder / "config.json", config)
     write_safetensors(folder / "model.safetensors", tensors, dict.fromkeys(tensors, "float32"), {"format": "pt"})
-    write_text(folder / "tokenizer.json", _tokenizer(gguf).to_str(pretty=True))
-    write_json(folder / "tokenizer_config.json", _tokenizer_config(gguf))
+    write_text(folder / "tokenizer.json", tokenizer)
+    write_json(folder / "tokenizer_config.json", tokenizer_config)
 
 
 def _field(gguf: GgufFile, key: str, kind: type[_Value]) -> _Value:
     value = gguf.fields.get(key)
     if type(value) is not kind:
-        raise InputError(f"{gguf.path}: {key} is {value!r:.40}; expected a {kind.__name__}: fetch the file again.")
+        raise InputError(f"{gguf.path}: {key} is {value!r:.40}; expected a {_KINDS[kind]}: fetch the file again.")
     return value
 
 

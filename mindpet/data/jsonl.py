@@ -61,7 +61,7 @@ def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise InputError(f"{place}: expected a JSON object in braces; write one object a line.")
         yield place, value
     if empty:
-        raise InputError(f"{path} is empty; write one JSON object with a text and a label a line.")
+        raise InputError(f"{path} is empty; write one JSON object a line.")
 
 
 def read_field(place: str, value: dict[str, Any], key: str, kinds: tuple[type, ...]) -> str:

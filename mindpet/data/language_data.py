@@ -8,15 +8,12 @@ from typing import TypeVar
 import numpy as np
 
 from mindpet.data.chat import Message
-from mindpet.data.splits import stratified_split
+from mindpet.data.splits import SPLIT_SHARES, stratified_split
 from mindpet.utils.exceptions import InputError
 
 __all__ = ["Conversation", "LanguageData", "LanguageExample", "Passage", "divide_examples"]
 
 _Example = TypeVar("_Example")
-
-SPLIT_SHARES = (0.7, 0.1, 0.2)  # train, valid, test
-VALID_SHARE = 0.1  # of the training examples, where there is no valid split
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["stratified_split"]
+__all__ = ["SPLIT_SHARES", "VALID_SHARE", "stratified_split"]
+
+SPLIT_SHARES = (0.7, 0.1, 0.2)  # train, valid, test
+VALID_SHARE = 0.1  # of the training examples, where there is no valid split
 
 
 def stratified_split(labels: np.ndarray, shares: Sequence[float], seed: int) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mindpet.storage.wheels import PinnedWheel, cache_folder, fetch
+from mindpet.storage.wheels import Conversion, PinnedWheel, cache_folder, fetch
 from mindpet.utils.exceptions import InputError
 
 MEMBERS = {"tiny/model/a.txt": b"alpha", "tiny/model/inner/b.bin": b"\0" * 3000, "tiny/code.py": b"1/0", "top": b""}
@@ -90,6 +90,47 @@ def test_a_wheel_that_lies_in_the_cache_needs_no_pip(tmp_path, cache, install_pi
     pip = install_pip()
     assert contents(fetch(wheel)) == WANTED
     assert not pip.commands
+
+
+def join(unpacked, folder):
+    (folder / "joined").write_bytes(b"".join(path.read_bytes()[:5] for path in sorted(unpacked.rglob("*.*"))))
+
+
+def test_what_a_conversion_has_made_is_kept_and_checked(tmp_path, cache, install_pip):
+    wheel = replace(build_wheel(tmp_path / "built.whl"), conversion=Conversion("join 1", join))
+    pip = install_pip(tmp_path / "built.whl")
+    told = []
+    folder = fetch(wheel, told.append)
+    assert contents(folder) == {"joined": b"alpha\0\0\0\0\0"}
+    assert [message.split()[0] for message in told] == ["Fetching", "Converting"]
+    assert fetch(wheel, told.append) == folder
+    assert len(pip.commands) == 1 and len(told) == 2
+
+    (folder / "joined").write_bytes(b"alphA")
+    assert contents(fetch(wheel)) == {"joined": b"alpha\0\0\0\0\0"}
+    assert len(pip.commands) == 2
+    assert [path.name for path in cache.iterdir()] == ["tiny-model-1.0"]
+
+
+def test_another_conversion_is_not_taken_from_the_cache(tmp_path, cache, install_pip):
+    wheel = build_wheel(tmp_path / "built.whl")
+    pip = install_pip(tmp_path / "built.whl")
+    fetch(wheel)
+    for number, name in enumerate(["join 1", "join 2"], start=2):
+        assert list(contents(fetch(replace(wheel, conversion=Conversion(name, join))))) == ["joined"]
+        assert len(pip.commands) == number
+
+
+def test_a_conversion_that_fails_leaves_nothing(tmp_path, cache, install_pip):
+    def fail(unpacked, folder):
+        join(unpacked, folder)
+        raise InputError("no model in there")
+
+    install_pip(tmp_path / "built.whl")
+    wheel = replace(build_wheel(tmp_path / "built.whl"), conversion=Conversion("fail", fail))
+    with pytest.raises(InputError, match="no model in there"):
+        fetch(wheel)
+    assert list(cache.iterdir()) == []
 
 
 DAMAGES = {
