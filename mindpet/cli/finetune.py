@@ -65,13 +65,14 @@ def _print_result(outcome: Outcome, examples: int) -> None:
     """Print the closing tables, `examples` test texts, and where everything lies."""
     from rich.console import Console
 
+    from mindpet.train.classification import ClassificationTask
     from mindpet.train.report import closing_tables, example_table
 
     result = Console()
     for table in closing_tables(outcome):
         result.print(table)
-    if examples:
-        result.print(example_table(outcome, examples))
+    if examples and isinstance(outcome.task, ClassificationTask):
+        result.print(example_table(outcome.task, outcome.predicted, examples))
     for what, path in (
         ("plot", outcome.folder.plot),
         ("checkpoint", outcome.checkpoint),

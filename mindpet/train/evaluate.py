@@ -1,14 +1,18 @@
-"""What a network says of texts."""
+"""What a network says of texts, and how well it predicts them."""
 
 from __future__ import annotations
 
 import numpy as np
 from mindspore import Tensor, nn
+from mindspore import dtype as mstype
 
 from mindpet.data.batches import Batches
+from mindpet.data.language import LanguageBatches
+from mindpet.kernels import IGNORED_LABEL
+from mindpet.train.losses import LanguageLoss
 from mindpet.train.ranks import ALONE, Ranks
 
-__all__ = ["predict", "run_batches"]
+__all__ = ["predict", "run_batches", "sum_losses"]
 
 
 def run_batches(cell: nn.Cell, batches: Batches, ranks: Ranks = ALONE) -> np.ndarray:
@@ -38,3 +42,26 @@ def run_batches(cell: nn.Cell, batches: Batches, ranks: Ranks = ALONE) -> np.nda
 def predict(network: nn.Cell, batches: Batches, ranks: Ranks = ALONE) -> np.ndarray:
     """Return the label that `network` gives each text, an int array (texts,)."""
     return run_batches(network, batches, ranks).argmax(axis=1)
+
+
+def sum_losses(loss: LanguageLoss, batches: LanguageBatches, ranks: Ranks = ALONE) -> tuple[float, int]:
+    """Return the sum of the loss over all targets of `batches`, out of training, and their number.
+
+    Every rank takes its rows of each batch.
+
+    Args:
+        loss: The network and its loss; one that was run before a method was attached must not be used again.
+        batches: The texts.
+        ranks: Who shares the work; all of them get the whole result.
+    """
+    was_training = loss.network.training
+    loss.set_train(False)
+    total, targets = 0.0, 0
+    for batch in batches.ordered():
+        *inputs, _ = part = ranks.part_of(batch)
+        own = int(np.sum(part.labels != IGNORED_LABEL))
+        total += own * float(loss(*map(Tensor, inputs), Tensor(1.0, mstype.float32)).asnumpy())
+        targets += own
+    loss.set_train(was_training)
+    sums = ranks.sum(np.array([total, targets], np.float32))
+    return float(sums[0]), int(sums[1])

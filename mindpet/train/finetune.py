@@ -1,8 +1,9 @@
-"""Fine-tune a text classifier: from settings to a run folder."""
+"""Fine-tune a text classifier or a language model: from settings to a run folder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,9 @@ from mindspore import nn
 from mindspore.train import Callback, CheckpointConfig, RunContext
 from rich.console import Console
 
-from mindpet.data.batches import Batches
-from mindpet.data.dataset import ClassificationData
+from mindpet.data.batches import RowBatches
 from mindpet.graph import ParameterCount, TrainableParamsCheckPoint, count_parameters
 from mindpet.train.cluster import require_devices, with_devices_of_the_cluster
-from mindpet.train.evaluate import predict
 from mindpet.train.journal import Follower, Journal
 from mindpet.train.loop import Observer, Position, train
 from mindpet.train.memory import parameter_megabytes, peak_megabytes
@@ -28,14 +27,18 @@ from mindpet.train.resume import SavedRun, put_back, write_run
 from mindpet.train.run_folder import CHECKPOINTS_KEPT, RunFolder
 from mindpet.train.settings import FinetuneSettings, settings_of_the_run
 from mindpet.train.step import TrainStep
+from mindpet.train.task import Task, Tested
+from mindpet.train.tensorboard import require_tensorboard, write_scalars
 from mindpet.tuning.exchange.save import save_adapter
 from mindpet.tuning.state import state_of
 from mindpet.utils.exceptions import DivergedError
 
 __all__ = ["Outcome", "finetune"]
 
-_EMBEDDED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-_IN_THE_CARD = ("accuracy", "valid_accuracy", "baseline_accuracy", "probe_accuracy", "seed", "epochs", "train_seconds")
+_NOT_IN_THE_CARD = {
+    *("method", "trainable_params", "total_params", "trainable_ratio", "static_memory_mb", "peak_memory_mb"),
+    *("step_ms_median", "compile_seconds", "skipped_steps", "padding_share"),
+}
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class Outcome:
         checkpoint: The newest checkpoint of the trained parameters, or None when there is none yet.
         adapter: The folder of the adapter; None when the run did not finish, or trained everything.
         metrics: What `metrics.json` holds; empty when the run did not finish.
-        data: The texts and their labels.
-        predicted: The label given to each test text.
+        task: Data and network.
+        predicted: The class given to each test text; empty where the task has no classes.
         ranks: The processes of the run; what only the first one knows is empty on the others.
     """
 
@@ -58,7 +61,7 @@ class Outcome:
     checkpoint: str | None
     adapter: Path | None
     metrics: dict[str, Any]
-    data: ClassificationData
+    task: Task
     predicted: np.ndarray
     ranks: Ranks
 
@@ -73,7 +76,7 @@ class _EpochCheckpoint(TrainableParamsCheckPoint):
 
 
 def finetune(settings: FinetuneSettings, console: Console) -> Outcome:
-    """Fine-tune a BERT on labelled texts and write the run folder `settings.out`.
+    """Fine-tune a network on texts and write the run folder `settings.out`.
 
     Everything that the settings name is read and checked before the folder is made. The same settings give the same
     losses and metrics on the same machine, bit for bit; so does a run that is ended or killed and then resumed (on a
@@ -98,6 +101,8 @@ def finetune(settings: FinetuneSettings, console: Console) -> Outcome:
     if settings.resume and folder.settings.exists():
         settings = settings_of_the_run(settings, folder.settings)
     require_devices(settings)
+    if settings.report_to:
+        require_tensorboard()
     outcome = _run(prepare(settings, folder, console))
     outcome.ranks.meet()
     return outcome
@@ -117,7 +122,12 @@ def _run(job: Job) -> Outcome:
         is_head=is_head,
     )
     step = TrainStep(
-        job.network, optimizer, scale_loss=settings.dtype == "float16", seed=settings.seed, ranks=job.ranks
+        job.network,
+        optimizer,
+        scale_loss=settings.dtype == "float16",
+        seed=settings.seed,
+        ranks=ranks,
+        loss=job.task.loss,
     )
     if job.saved is not None:
         put_back(job.saved.tensors, step.state(), folder.state)
@@ -125,37 +135,41 @@ def _run(job: Job) -> Outcome:
     if ranks.is_first:
         finished, journal = _train_and_write(job, step)
     else:
-        finished = _train(job, step, Follower(lambda: _accuracy(job)))
+        finished = _train(job, step, Follower(lambda: job.task.measure_valid(ranks)))
     if not finished:
-        return Outcome(False, folder, folder.newest_checkpoint(), None, {}, job.data, np.empty(0, int), ranks)
-    predicted = predict(job.network, job.encoded.test, ranks)
+        return Outcome(False, folder, folder.newest_checkpoint(), None, {}, job.task, np.empty(0, int), ranks)
+    tested = job.task.test(ranks)
     metrics, adapter = {}, None
     if journal is not None:
-        metrics = _metrics(job, counts, optimizer, journal, predicted)
+        metrics = _metrics(job, counts, optimizer, journal, tested)
         adapter = _save_adapter(job, metrics)
         folder.write_metrics(metrics)
-    return Outcome(True, folder, folder.newest_checkpoint(), adapter, metrics, job.data, predicted, ranks)
+    return Outcome(True, folder, folder.newest_checkpoint(), adapter, metrics, job.task, tested.predicted, ranks)
 
 
 def _train_and_write(job: Job, step: TrainStep) -> tuple[bool, Journal]:
     """Train as the first rank, which keeps the run folder; tell whether all passes were made."""
-    folder = job.folder
+    folder, metric = job.folder, job.task.metric
     earlier = _open_folder(job)
     done = 0 if job.saved is None else _steps_before(job.saved.position, job.encoded.train)
-    with TrainingProgress(job.console, _all_steps(job), job.settings.epochs, done=done) as progress:
+    progress = TrainingProgress(job.console, _all_steps(job), job.settings.epochs, metric.name, done)
+    reporting = write_scalars(folder.scalars, earlier) if job.settings.report_to else nullcontext()
+    with progress, reporting as report:
         journal = Journal(
             folder,
             progress,
-            measure=lambda: _accuracy(job),
+            metric,
+            measure=lambda: job.task.measure_valid(job.ranks),
             save_state=lambda position: write_run(folder.state, _state(job, step, position)),
             earlier=earlier,
+            report=report,
         )
         try:
             finished = _train(job, step, journal, _checkpoints(folder))
         except DivergedError as error:
             kept = folder.newest_checkpoint() or "none, as no epoch was finished"
             raise DivergedError(f"{error}; last good checkpoint: {kept}") from error
-    folder.draw_losses(journal.losses, journal.accuracies)
+    folder.draw_losses(journal.losses, metric, journal.measured)
     return finished, journal
 
 
@@ -181,7 +195,7 @@ def _open_folder(job: Job) -> list[dict[str, Any]]:
     if saved is None:
         if settings.resume:
             console.print(f"nothing to resume in {settings.out}: no state was saved there; starting from the beginning")
-        folder.create(settings.of_the_run(), job.data.label_names)
+        folder.create(settings.of_the_run(), job.task.label_names)
         return []
     done = _steps_before(saved.position, job.encoded.train)
     entries = folder.reopen(settings.of_the_run(), log_lines=done + saved.position.epoch - 1)
@@ -196,7 +210,7 @@ def _all_steps(job: Job) -> int:
     return job.settings.epochs * job.encoded.train.steps_per_epoch
 
 
-def _steps_before(position: Position, batches: Batches) -> int:
+def _steps_before(position: Position, batches: RowBatches[Any]) -> int:
     return (position.epoch - 1) * batches.steps_per_epoch + position.step
 
 
@@ -217,7 +231,7 @@ def _peak_megabytes(job: Job) -> float:
 
 
 def _metrics(
-    job: Job, counts: ParameterCount, optimizer: nn.Optimizer, journal: Journal, predicted: np.ndarray
+    job: Job, counts: ParameterCount, optimizer: nn.Optimizer, journal: Journal, tested: Tested
 ) -> dict[str, Any]:
     """Return what `metrics.json` holds."""
     return {
@@ -227,8 +241,8 @@ def _metrics(
         "trainable_params": counts.trainable,
         "total_params": counts.total,
         "trainable_ratio": counts.ratio,
-        "accuracy": float(np.mean(predicted == job.data.test.labels)),
-        "valid_accuracy": journal.last_accuracy,
+        **tested.figures,
+        job.task.metric.key: journal.last_measured,
         **job.baselines,
         "static_memory_mb": parameter_megabytes([*job.network.get_parameters(), *optimizer.get_parameters()]),
         "peak_memory_mb": _peak_megabytes(job),
@@ -241,12 +255,7 @@ def _save_adapter(job: Job, metrics: Mapping[str, Any]) -> Path | None:
     """Save what was trained with its probe and model card, and return the folder; None after full fine-tuning."""
     if state_of(job.network) is None:
         return None
-    named = {name: value for name, value in metrics.items() if name in _IN_THE_CARD}
-    base = _EMBEDDED_MODEL if job.settings.model is None else job.settings.model.resolve().name
-    save_adapter(job.network, job.folder.adapter, base=base, data=job.data.name, metrics=named, overwrite=True)
+    named = {name: value for name, value in metrics.items() if name not in _NOT_IN_THE_CARD}
+    base = job.task.embedded_model if job.settings.model is None else job.settings.model.resolve().name
+    save_adapter(job.network, job.folder.adapter, base=base, data=job.task.data_name, metrics=named, overwrite=True)
     return job.folder.adapter
-
-
-def _accuracy(job: Job) -> float:
-    """Return the share of the validation texts that the network labels rightly."""
-    return float(np.mean(predict(job.network, job.encoded.valid, job.ranks) == job.data.valid.labels))

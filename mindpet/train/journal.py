@@ -10,6 +10,7 @@ from mindpet.train.loop import Position
 from mindpet.train.progress import TrainingProgress
 from mindpet.train.record import StepRecord
 from mindpet.train.run_folder import RunFolder
+from mindpet.train.task import Metric
 
 __all__ = ["Follower", "Journal"]
 
@@ -18,7 +19,7 @@ class Follower:
     """Watches a run on a rank that keeps no journal: it only takes part in measuring.
 
     Args:
-        measure: Returns the accuracy on the validation split.
+        measure: Returns the metric on the validation split.
     """
 
     def __init__(self, measure: Callable[[], float]) -> None:
@@ -31,7 +32,7 @@ class Follower:
         """Do nothing."""
 
     def after_epoch(self, epoch: int) -> None:
-        """Take part in measuring the validation accuracy."""
+        """Take part in measuring the validation metric."""
         self._measure()
 
     def save(self, position: Position) -> None:
@@ -44,36 +45,42 @@ class Journal:
     Args:
         folder: Its log receives a line a step and a line an epoch.
         progress: What the person at the screen sees.
-        measure: Returns the accuracy on the validation split.
+        metric: What is measured on the validation split after each epoch.
+        measure: Returns it.
         save_state: Saves what a resume needs besides the log.
         earlier: The entries of the log so far, when a run is resumed.
+        report: Told of each new entry of the log too.
 
     Attributes:
         losses: The loss of each step.
-        accuracies: The validation accuracy after each epoch, by the number of steps done.
+        measured: The metric after each epoch, by the number of steps done.
     """
 
     def __init__(
         self,
         folder: RunFolder,
         progress: TrainingProgress,
+        metric: Metric,
         measure: Callable[[], float],
         save_state: Callable[[Position], None],
         earlier: Iterable[Mapping[str, Any]] = (),
+        report: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         earlier = list(earlier)
         self._records = [StepRecord(**entry) for entry in earlier if "loss" in entry]
         self.losses = [record.loss for record in self._records]
-        self.accuracies = {entry["step"]: entry["valid_accuracy"] for entry in earlier if "loss" not in entry}
+        self.measured = {entry["step"]: entry[metric.key] for entry in earlier if "loss" not in entry}
         self._folder = folder
         self._progress = progress
+        self._metric = metric
         self._measure = measure
         self._save_state = save_state
+        self._report = report
 
     @property
-    def last_accuracy(self) -> float:
-        """The newest validation accuracy."""
-        return list(self.accuracies.values())[-1]
+    def last_measured(self) -> float:
+        """The newest value of the metric."""
+        return list(self.measured.values())[-1]
 
     def before_compile(self, shape: tuple[int, ...]) -> None:
         """Note that the next step compiles a graph for batches of `shape`."""
@@ -83,15 +90,15 @@ class Journal:
         """Note a finished step."""
         self._records.append(record)
         self.losses.append(record.loss)
-        self._folder.log(record.as_dict())
+        self._note(record.as_dict())
         self._progress.after_step(record)
 
     def after_epoch(self, epoch: int) -> None:
-        """Measure and note the validation accuracy after epoch number `epoch`."""
-        accuracy = self._measure()
-        self.accuracies[len(self.losses)] = accuracy
-        self._folder.log({"epoch": epoch, "step": len(self.losses), "valid_accuracy": accuracy})
-        self._progress.after_epoch(epoch, accuracy)
+        """Measure and note the metric after epoch number `epoch`."""
+        value = self._measure()
+        self.measured[len(self.losses)] = value
+        self._note({"epoch": epoch, "step": len(self.losses), self._metric.key: value})
+        self._progress.after_epoch(epoch, value)
 
     def save(self, position: Position) -> None:
         """Save the run as it is at `position`: first the log's lines up to there, then the state."""
@@ -112,3 +119,8 @@ class Journal:
             "compile_seconds": None if median is None else sum(max(seconds - median, 0.0) for seconds in compiling),
             "skipped_steps": sum(record.skipped for record in self._records),
         }
+
+    def _note(self, entry: Mapping[str, Any]) -> None:
+        self._folder.log(entry)
+        if self._report is not None:
+            self._report(entry)

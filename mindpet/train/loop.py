@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import nn
 from mindspore.train import Callback, RunContext
 
-from mindpet.data.batches import Batch, Batches
+from mindpet.data.batches import RowBatches
 from mindpet.train.interrupt import StopRequest, catch_stop_signals
 from mindpet.train.ranks import ALONE, Ranks
 from mindpet.train.record import StepRecord
@@ -56,7 +56,7 @@ class Observer(Protocol):
 
 def train(
     step: TrainStep,
-    batches: Batches,
+    batches: RowBatches[Any],
     *,
     epochs: int,
     learning_rates: Sequence[float],
@@ -108,7 +108,7 @@ class _Loop:
     """What takes part in the loop; `train` explains it."""
 
     taker: _StepTaker
-    batches: Batches
+    batches: RowBatches[Any]
     callbacks: Sequence[Callback]
     observer: Observer
     context: RunContext
@@ -155,7 +155,7 @@ class _StepTaker:
         self._observer = observer
         self._shapes: set[tuple[int, ...]] = set()
 
-    def take(self, batch: Batch, epoch: int, number: int) -> StepRecord:
+    def take(self, batch: Any, epoch: int, number: int) -> StepRecord:
         """Take step number `number`; a DivergedError says that its loss is not finite."""
         shape = batch.input_ids.shape
         compiles = shape not in self._shapes

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Optional
 
 from pydantic import Field
 
+from mindpet.train.task import CLASSIFICATION, LANGUAGE
 from mindpet.tuning.config import PeftConfig
 from mindpet.utils.nearest import nearest_names
 
@@ -36,19 +37,22 @@ __all__ = [
 FULL = "full"
 HEAD = "classifier"
 
-_HANDLED = "modules_to_save"  # of each configuration: a run trains its head, and nothing else, besides the method
+_HANDLED = "modules_to_save"  # of each configuration: a run trains its head, if any, and nothing else besides
 _SYNONYMS = {"prefix": "prefixtuning"}
 
-# Peak learning rates with which each method learns the demo's task, chosen on its validation split.
+# Peak learning rates with which each method learns the demos' tasks, chosen on their validation splits.
 _USUAL_RATE = 5e-4
 _RATES = {
-    "adapter": 5e-4,
-    "low_rank_adapter": 2e-3,
-    "prefixtuning": 2e-4,
-    "ptuning2": 3e-2,
-    "bitfit": 3e-3,
-    "ia3": 1e-2,
-    FULL: 1e-4,
+    CLASSIFICATION: {
+        "adapter": 5e-4,
+        "low_rank_adapter": 2e-3,
+        "prefixtuning": 2e-4,
+        "ptuning2": 3e-2,
+        "bitfit": 3e-3,
+        "ia3": 1e-2,
+        FULL: 1e-4,
+    },
+    LANGUAGE: {},
 }
 _OTHER_DEFAULTS: dict[str, dict[str, Any]] = {"lora": {"lora_alpha": 16.0}}
 
@@ -124,10 +128,10 @@ def option_fields() -> dict[str, Any]:
     return fields
 
 
-def defaults_of(method: str) -> dict[str, Any]:
+def defaults_of(method: str, task: str = CLASSIFICATION) -> dict[str, Any]:
     """Return what a run takes for the method's options and its learning rate where nothing is set."""
     defaults = {name: option.defaults[method] for name, option in OPTIONS.items() if method in option.defaults}
-    return defaults | {"learning_rate": _RATES.get(method, _USUAL_RATE)}
+    return defaults | {"learning_rate": _RATES[task].get(method, _USUAL_RATE)}
 
 
 def canonical_method(name: str) -> str:
@@ -149,9 +153,10 @@ def require_method(name: str) -> str:
     return method
 
 
-def config_of(method: str, options: Mapping[str, Any]) -> PeftConfig | None:
-    """Return what to attach for a method, with the head trained as well; None for full fine-tuning."""
-    return None if method == FULL else CONFIGS[method](**options, modules_to_save=(HEAD,))
+def config_of(method: str, options: Mapping[str, Any], task: str = CLASSIFICATION) -> PeftConfig | None:
+    """Return what to attach for a method, with the head of a classifier trained as well; None for full fine-tuning."""
+    trained_whole = (HEAD,) if task == CLASSIFICATION else ()
+    return None if method == FULL else CONFIGS[method](**options, modules_to_save=trained_whole)
 
 
 def read_mindformers_method(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def announce(console: Console, what: str) -> Iterator[None]:
 
 
 class TrainingProgress:
-    """A bar with loss, accuracy on the validation split, texts per second and the time left.
+    """A bar with loss, the metric on the validation split, texts per second and the time left.
 
     Where the console is no terminal, one line an epoch is printed instead.
 
@@ -34,13 +34,15 @@ class TrainingProgress:
         console: Where to draw.
         steps: Number of steps of the run.
         epochs: Number of epochs.
+        metric: What is measured after each epoch.
         done: The steps that an earlier part of the run has done.
     """
 
-    def __init__(self, console: Console, steps: int, epochs: int, done: int = 0) -> None:
+    def __init__(self, console: Console, steps: int, epochs: int, metric: str, done: int = 0) -> None:
         self._console = console
         self._epochs = epochs
-        self._accuracy = "-"
+        self._metric = metric
+        self._measured = "-"
         self._seconds = 0.0
         self._texts = 0
         self._loss = 0.0
@@ -48,12 +50,14 @@ class TrainingProgress:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  accuracy {task.fields[accuracy]}  {task.fields[speed]} texts/s"),
+            TextColumn("loss {task.fields[loss]}  {task.fields[measured]}  {task.fields[speed]} texts/s"),
             TimeRemainingColumn(compact=True),
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("training", total=steps, completed=done, loss="-", accuracy="-", speed="-")
+        self._task = self._bar.add_task(
+            "training", total=steps, completed=done, loss="-", measured=f"{metric} -", speed="-"
+        )
 
     def __enter__(self) -> TrainingProgress:
         self._bar.start()
@@ -82,16 +86,17 @@ class TrainingProgress:
             advance=1,
             description=f"epoch {record.epoch}/{self._epochs}",
             loss=f"{self._loss:.3f}",
-            accuracy=self._accuracy,
+            measured=f"{self._metric} {self._measured}",
             speed=f"{self._texts / self._seconds:.0f}" if self._seconds else "-",
         )
 
-    def after_epoch(self, epoch: int, accuracy: float) -> None:
-        """Show the validation accuracy after an epoch."""
-        self._accuracy = f"{accuracy:.3f}"
-        self._bar.update(self._task, accuracy=self._accuracy)
+    def after_epoch(self, epoch: int, measured: float) -> None:
+        """Show the metric after an epoch."""
+        self._measured = f"{measured:.3f}"
+        self._bar.update(self._task, measured=f"{self._metric} {self._measured}")
         if self._bar.disable:
             speed = f"{self._texts / self._seconds:.0f} texts/s" if self._seconds else "no speed yet"
             self._console.print(
-                f"epoch {epoch}/{self._epochs}: loss {self._loss:.3f}, validation accuracy {accuracy:.3f}, {speed}"
+                f"epoch {epoch}/{self._epochs}: loss {self._loss:.3f}, validation {self._metric} {self._measured}, "
+                f"{speed}"
             )

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from typing import Any
 
 import mindspore
 import numpy as np
 from mindspore import Tensor, communication, nn, ops
 
-from mindpet.data.batches import Batch
+from mindpet.kernels import IGNORED_LABEL
 from mindpet.train.cluster import in_cluster, is_scheduler
 from mindpet.train.launch import end_quietly
 from mindpet.utils.environment import first_line
@@ -60,19 +61,19 @@ class Ranks:
         share = batch_size // self.count
         return slice(self.number * share, (self.number + 1) * share)
 
-    def part_of(self, batch: Batch) -> Batch:
-        """Return this rank's rows of a batch."""
+    def part_of(self, batch: Any) -> Any:
+        """Return this rank's rows of a batch, a NamedTuple of arrays (batch, ...)."""
         rows = self.rows_of(len(batch.labels))
-        return Batch(*(values[rows] for values in batch))
+        return batch._make(values[rows] for values in batch)
 
-    def weight_of(self, batch: Batch) -> float:
+    def weight_of(self, batch: Any) -> float:
         """Return what this rank's mean loss counts in the mean over the ranks.
 
-        That is ranks * own texts / all texts of the batch, as filler rows are spread unevenly: the mean over the ranks
-        of weight * (mean over own texts) is then the mean over all texts of the batch.
+        That is ranks * own targets / all targets of the batch, as fillers and targets are spread unevenly: the mean
+        over the ranks of weight * (mean over own targets) is then the mean over all targets of the batch.
         """
-        own, all_of_them = (int(np.sum(rows.indices >= 0)) for rows in (self.part_of(batch), batch))
-        return self.count * own / all_of_them
+        own, all_of_them = (int(np.sum(rows.labels != IGNORED_LABEL)) for rows in (self.part_of(batch), batch))
+        return self.count * own / max(all_of_them, 1)
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         """Return the sum of `values` (float32, the same shape everywhere) over the ranks; each must call it."""

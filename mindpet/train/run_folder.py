@@ -22,6 +22,7 @@ from mindpet.storage.atomic import make_folder, remove_file, write_bytes, write_
 from mindpet.storage.reader import read_text
 from mindpet.train.record import StepRecord
 from mindpet.train.settings import SETTINGS_FILE
+from mindpet.train.task import Metric
 from mindpet.utils.exceptions import InputError
 
 __all__ = ["CHECKPOINTS_KEPT", "RunFolder"]
@@ -29,7 +30,7 @@ __all__ = ["CHECKPOINTS_KEPT", "RunFolder"]
 CHECKPOINTS_KEPT = 2
 
 _PREFIX = "DELTA_CKP"  # of the checkpoints, as TrainableParamsCheckPoint names them
-_LOGGED = ({field.name for field in fields(StepRecord)}, {"epoch", "step", "valid_accuracy"})
+_STEP = {field.name for field in fields(StepRecord)}
 _UNFINISHED = (".*.tmp", ".adapter-staging-*", ".adapter-replaced-*")  # what a killed process leaves while it writes
 
 
@@ -56,8 +57,9 @@ class RunFolder:
         self.metrics = self.path / "metrics.json"
         self._log = self.path / "log.jsonl"
         self._labels = self.path / "labels.json"
+        self.scalars = self.path / "tensorboard"
         files = (self.settings, self.state, self.plot, self.metrics, self._log, self._labels)
-        self._written = {*files, self.checkpoints, self.adapter}
+        self._written = {*files, self.checkpoints, self.adapter, self.scalars}
         if overwrite and resume:
             raise InputError("overwrite and resume: both were given; resume goes on with the run, overwrite removes it")
         try:
@@ -67,7 +69,7 @@ class RunFolder:
             raise InputError(f"{path}: {error.strerror or error}; choose another with --out") from error
 
     def create(self, settings: Mapping[str, Any], label_names: Sequence[str]) -> None:
-        """Make the folder, in place of an earlier run's, and write the resolved `settings` and the labels in order.
+        """Make the folder, in place of an earlier run's, and write the resolved `settings` and the labels, if any.
 
         Raises:
             InputError: It cannot be made.
@@ -78,7 +80,8 @@ class RunFolder:
         except (OSError, InputError) as error:
             raise InputError(f"{self.path}: cannot be made ({error}); choose another with --out") from error
         self._write_settings(settings)
-        write_json(self._labels, list(label_names))
+        if label_names:
+            write_json(self._labels, list(label_names))
         make_folder(self.checkpoints)
 
     def reopen(self, settings: Mapping[str, Any], log_lines: int) -> list[dict[str, Any]]:
@@ -102,6 +105,8 @@ class RunFolder:
         entries = [self._parse(line, number) for number, line in enumerate(lines, start=1)]
         for leftover in filter(_is_unfinished, self.path.iterdir()):
             _remove(leftover)
+        if self.scalars.exists():  # a copy of the log, which is written anew
+            _remove(self.scalars)
         self._write_settings(settings)
         write_text(self._log, "".join(f"{line}\n" for line in lines))
         for checkpoint in find_checkpoints(self.checkpoints, _PREFIX)[:-CHECKPOINTS_KEPT]:
@@ -130,8 +135,8 @@ class RunFolder:
         """Write `metrics.json`."""
         write_json(self.metrics, dict(metrics))
 
-    def draw_losses(self, losses: Sequence[float], accuracies: Mapping[int, float]) -> None:
-        """Draw the loss of each step and the validation accuracy, by the step after which it was taken.
+    def draw_losses(self, losses: Sequence[float], metric: Metric, measured: Mapping[int, float]) -> None:
+        """Draw the loss of each step and the validation metric, by the step after which it was measured.
 
         Raises:
             InputError: The plot cannot be written.
@@ -145,8 +150,8 @@ class RunFolder:
         left.plot(range(1, len(losses) + 1), losses, color="tab:blue", linewidth=1)
         left.set(xlabel="step", ylabel="training loss", ylim=(0, None))
         right = left.twinx()
-        right.plot(list(accuracies), list(accuracies.values()), color="tab:orange", marker="o")
-        right.set(ylabel="validation accuracy", ylim=(0, 1))
+        right.plot(list(measured), list(measured.values()), color="tab:orange", marker="o")
+        right.set(ylabel=f"validation {metric.name}", ylim=(0, metric.highest))
         picture = io.BytesIO()
         figure.savefig(picture, dpi=120, format="png")
         write_bytes(self.plot, picture.getvalue())
@@ -198,7 +203,7 @@ class RunFolder:
             entry = json.loads(line)
         except ValueError:
             entry = None
-        if not isinstance(entry, dict) or entry.keys() not in _LOGGED:
+        if not isinstance(entry, dict) or not (entry.keys() == _STEP or _is_epoch(entry)):
             raise InputError(
                 f"{self._log}, line {number}: neither a step nor an epoch; restore the log, or start again with "
                 "--overwrite"
@@ -214,6 +219,12 @@ class RunFolder:
             raise InputError(f"{given}: {above} is no folder; choose another with --out")
         if not os.access(above, os.W_OK | os.X_OK):
             raise InputError(f"{given}: {above} cannot be written; choose another with --out")
+
+
+def _is_epoch(entry: Mapping[str, Any]) -> bool:
+    """Tell whether an entry of the log has epoch, step and one metric."""
+    others = entry.keys() - {"epoch", "step"}
+    return len(entry) == 3 and len(others) == 1 and others.pop().startswith("valid_")
 
 
 def _is_unfinished(entry: Path) -> bool:

@@ -19,6 +19,7 @@ from mindpet.train.methods import (
     read_mindformers_method,
     require_method,
 )
+from mindpet.train.task import CLASSIFICATION, LANGUAGE, recognise_task
 from mindpet.tuning.config import PeftConfig
 from mindpet.utils.exceptions import InputError
 from mindpet.utils.nearest import nearest_names
@@ -28,7 +29,18 @@ __all__ = ["SETTINGS_FILE", "FinetuneSettings", "load_settings", "require_equal_
 SETTINGS_FILE = "settings.yaml"  # in a run folder
 
 _PLACES = {"model", "data", "out"}  # where things lie: they may have moved when a run is resumed
+_REPORTS = {"report_to"}  # who is told: may change too
 _ORDERS = {"overwrite", "resume"}  # what is to become of an earlier run: no part of the run itself
+
+
+_OF_ONE_TASK = {  # settings that no other task has
+    CLASSIFICATION: {"pooling", "head_learning_rate", "r_drop"},
+    LANGUAGE: {"packing"},
+}
+_DEFAULTS = {
+    CLASSIFICATION: {"max_length": 128, "batch_size": 32},
+    LANGUAGE: {"max_length": 512, "batch_size": 8},
+}
 
 
 class _Settings(BaseModel):
@@ -45,9 +57,19 @@ class FinetuneSettings(_MethodOptions):
     learning rate, have the method's defaults where nothing is set; those of the others are None.
     """
 
-    model: Path | None = Field(None, description="Hugging Face folder of a BERT; all-MiniLM-L6-v2 if not given.")
+    task: Literal["classification", "language"] = Field(  # never None, see `_complete`
+        None,  # type: ignore[arg-type]
+        description="What is learnt; recognised from the model's config.json if not given.",
+    )
+    model: Path | None = Field(
+        None,
+        description="Hugging Face folder of a BERT or of a language model; all-MiniLM-L6-v2, or SmolLM2-135M-Instruct "
+        "for language, if not given.",
+    )
     data: Path | None = Field(
-        None, description="JSONL file or folder, or a CLUE TNEWS or IFLYTEK folder; BBC News headlines if not given."
+        None,
+        description="File or folder of texts with labels, or of texts, prompts or chats to learn from; BBC News if not "
+        "given.",
     )
     out: Path = Field(Path("runs/finetune"), description="Run folder that is written.")
     overwrite: bool = Field(False, description="Replace the run folder if it exists.")
@@ -56,14 +78,22 @@ class FinetuneSettings(_MethodOptions):
         None, gt=0, description="Steps after which a state to resume from is saved, besides each epoch's end."
     )
     method: Annotated[str, AfterValidator(require_method)] = Field(
-        "lora", description=f"What is trained besides the new head: {', '.join(METHOD_NAMES)}."
+        "lora", description=f"What is trained, besides a classifier's new head: {', '.join(METHOD_NAMES)}."
     )
     pooling: Literal["mean", "cls", "pooler"] = Field("mean", description="What the classification head sees.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout inside the network, in place of its own figures.")
-    max_length: int = Field(128, ge=3, description="Longest text in tokens; what is longer is cut.")
-    batch_size: int = Field(32, gt=0, description="Texts in a step.")
+    r_drop: float = Field(
+        0.0, ge=0, description="Weight of R-Drop's divergence between two passes with other dropouts; 0 for one pass."
+    )
+    max_length: int = Field(  # type: ignore[assignment]  # never None, see `_complete`
+        None, ge=3, description="Longest text in tokens, what is longer is cut; 128, or 512 for language, if not given."
+    )
+    packing: bool = Field(False, description="Put several texts of the training split into one row of a batch.")
+    batch_size: int = Field(  # type: ignore[assignment]  # never None, see `_complete`
+        None, gt=0, description="Texts in a step; 32, or 8 for language, if not given."
+    )
     epochs: int = Field(4, gt=0, description="Passes over the training texts.")
-    learning_rate: float = Field(  # type: ignore[assignment]  # never None, as `_complete` sees to it
+    learning_rate: float = Field(  # type: ignore[assignment]  # never None, see `_complete`
         None, gt=0, description="Peak learning rate; the method's own if not given."
     )
     head_learning_rate: float = Field(5e-3, gt=0, description="Peak learning rate of the head.")
@@ -73,44 +103,67 @@ class FinetuneSettings(_MethodOptions):
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Dtype of the products.")
     device: Literal["CPU", "Ascend"] = Field("CPU", description="Where the run takes place.")
     devices: int = Field(1, gt=0, description="Processes that share each batch, each on a device of its own.")
-    baselines: bool = Field(True, description="Compare with TF-IDF and with the frozen encoder.")
+    baselines: bool = Field(
+        True, description="Compare with TF-IDF and the frozen encoder, or with the language model as it was."
+    )
+    report_to: Literal["tensorboard"] | None = Field(
+        None, description="Who is told of each step and epoch, besides log.jsonl."
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> FinetuneSettings:
-        """Refuse options of other methods, and fill in what the method decides."""
+        """Refuse options of other methods and tasks, and fill in what method and task decide."""
+        if self.task is None:
+            self._fill_in({"task": recognise_task(self.model)})
         for name, option in OPTIONS.items():
             if getattr(self, name) is not None and self.method not in option.defaults:
                 owners = " or ".join(option.defaults)
                 raise ValueError(
                     f"{name}: an option of {owners}, but the method is {self.method}; leave it out, or choose {owners}"
                 )
-        for name, value in defaults_of(self.method).items():
-            if getattr(self, name) is None:
-                self.__dict__[name] = value  # not by assignment, as nobody has set it
+        for name in sorted(self.model_fields_set & self._of_other_tasks()):
+            (owner,) = (task for task, names in _OF_ONE_TASK.items() if name in names)
+            raise ValueError(f"{name}: a setting of the task {owner}, but the task is {self.task}; leave it out")
+        if self.r_drop and not (self.dropout or self.lora_dropout):
+            raise ValueError(
+                f"r_drop: {self.r_drop} was given, but without dropout both passes are the same; set dropout or "
+                "lora_dropout above 0, for example to 0.1"
+            )
+        self._fill_in(defaults_of(self.method, self.task) | _DEFAULTS[self.task])
         return self
+
+    def _fill_in(self, values: Mapping[str, Any]) -> None:
+        """Set what is not set, and not by assignment, as nobody has set it."""
+        self.__dict__.update({name: value for name, value in values.items() if getattr(self, name) is None})
 
     def of_the_run(self) -> dict[str, Any]:
         """Return what `settings.yaml` holds: all settings but `overwrite` and `resume`, as plain values."""
-        return self.model_dump(mode="json", exclude=_ORDERS | self._of_other_methods())
+        return self.model_dump(mode="json", exclude=_ORDERS | self._foreign())
 
     def that_decide(self) -> dict[str, Any]:
         """Return the settings, as plain values, that must stay the same for the run to stay the same."""
-        return self.model_dump(mode="json", exclude=_ORDERS | _PLACES | self._of_other_methods())
+        return self.model_dump(mode="json", exclude=_ORDERS | _PLACES | _REPORTS | self._foreign())
 
     def peft_config(self) -> PeftConfig | None:
-        """Return what to attach to the network, with the head trained as well; None for full fine-tuning.
+        """Return what to attach to the network, with a classifier's head trained as well; None for full fine-tuning.
 
         Raises:
             InputError: The options do not fit together.
         """
         own = OPTIONS.keys() - self._of_other_methods()
         try:
-            return config_of(self.method, {name: getattr(self, name) for name in own})
+            return config_of(self.method, {name: getattr(self, name) for name in own}, self.task)
         except ValidationError as error:
             raise InputError(_explain(error.errors()[0])) from error
 
     def _of_other_methods(self) -> set[str]:
         return {name for name, option in OPTIONS.items() if self.method not in option.defaults}
+
+    def _of_other_tasks(self) -> set[str]:
+        return {name for task, names in _OF_ONE_TASK.items() if task != self.task for name in names}
+
+    def _foreign(self) -> set[str]:
+        return self._of_other_methods() | self._of_other_tasks()
 
 
 def load_settings(
@@ -183,21 +236,21 @@ def settings_of_the_run(given: FinetuneSettings, file: Path) -> FinetuneSettings
 
     Args:
         given: What the person has set now may agree with the run's settings. `model`, `data` and `out` may differ, as
-            things may have moved; whether they are still the same things is checked elsewhere.
+            things may have moved; whether they are still the same things is checked elsewhere. `report_to` may too.
         file: The run's `settings.yaml`.
 
     Raises:
         InputError: The file cannot be read or used, or a setting that was given differs from it.
     """
     stored = load_settings(file, {})
-    for name in sorted(given.model_fields_set - _PLACES - _ORDERS):
+    for name in sorted(given.model_fields_set - _PLACES - _REPORTS - _ORDERS):
         now, then = getattr(given, name), getattr(stored, name)
         if now != then:
             raise InputError(
                 f"{name}: {now!r} was given, but the run in {file.parent} has {then!r}; leave the setting out to go on "
                 "with this run, or start another one with --out"
             )
-    kept = {name: getattr(given, name) for name in (given.model_fields_set & _PLACES) | {"out"} | _ORDERS}
+    kept = {name: getattr(given, name) for name in (given.model_fields_set & (_PLACES | _REPORTS)) | {"out"} | _ORDERS}
     return stored.model_copy(update=kept)
 
 

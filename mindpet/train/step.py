@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import mindspore
 from mindspore import Parameter, Tensor, amp, nn, ops
 from mindspore import dtype as mstype
 
-from mindpet import kernels
-from mindpet.data.batches import Batch
+from mindpet.train.losses import ClassificationLoss
 from mindpet.train.ranks import ALONE, Ranks
 from mindpet.utils.dropout import Dropout
 from mindpet.utils.names import STATE_MARK
@@ -18,19 +18,6 @@ __all__ = ["StepOutcome", "TrainStep"]
 
 _FIRST_SCALE = 2.0**16
 _SCALE_WINDOW = 1000
-
-
-class _ClassificationLoss(nn.Cell):
-    """The network and its cross entropy times a weight; rows labelled -1 are filler and do not count."""
-
-    def __init__(self, network: nn.Cell) -> None:
-        super().__init__(auto_prefix=False)
-        self.network = network
-
-    def construct(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, labels: Tensor, weight: Tensor
-    ) -> Tensor:
-        return weight * kernels.cross_entropy(self.network(input_ids, attention_mask, token_type_ids), labels)
 
 
 class StepOutcome(NamedTuple):
@@ -78,18 +65,25 @@ class TrainStep:
     used, so that all ranks take the step, or skip it, alike, as one process with the whole batch would.
 
     Args:
-        network: Gives logits (batch, classes) for input_ids, attention_mask and token_type_ids.
+        network: What `loss` takes.
         optimizer: Over the network's trainable parameters.
         scale_loss: Whether to scale the loss.
         seed: Of the dropout masks.
         ranks: The processes of the run; MindSpore's parallel mode must be that of `join_ranks`.
+        loss: Makes the loss cell of `network`; see `mindpet.train.losses`.
     """
 
     def __init__(
-        self, network: nn.Cell, optimizer: nn.Optimizer, scale_loss: bool, seed: int = 0, ranks: Ranks = ALONE
+        self,
+        network: nn.Cell,
+        optimizer: nn.Optimizer,
+        scale_loss: bool,
+        seed: int = 0,
+        ranks: Ranks = ALONE,
+        loss: Callable[[nn.Cell], nn.Cell] = ClassificationLoss,
     ) -> None:
-        loss = _ClassificationLoss(network)
-        self.cell = _ScaledTrainStep(loss, optimizer) if scale_loss else nn.TrainOneStepCell(loss, optimizer)
+        one_step = _ScaledTrainStep if scale_loss else nn.TrainOneStepCell
+        self.cell = one_step(loss(network), optimizer)
         self.cell.set_train()
         self._scales_loss = scale_loss
         self._network = network
@@ -108,16 +102,10 @@ class TrainStep:
             else:
                 dropout.use_rank(self._ranks.number)
 
-    def __call__(self, batch: Batch) -> StepOutcome:
+    def __call__(self, batch: Any) -> StepOutcome:
         """Take one step on `batch`, of which a rank computes its rows only."""
-        part, weight = self._ranks.part_of(batch), self._ranks.weight_of(batch)
-        outputs = self.cell(
-            Tensor(part.input_ids),
-            Tensor(part.attention_mask),
-            Tensor(part.token_type_ids),
-            Tensor(part.labels),
-            Tensor(weight, mstype.float32),
-        )
+        *inputs, _ = self._ranks.part_of(batch)
+        outputs = self.cell(*map(Tensor, inputs), Tensor(self._ranks.weight_of(batch), mstype.float32))
         if self._scales_loss:
             loss, overflow, scale = (output.asnumpy() for output in outputs)
             outcome = StepOutcome(self._ranks.mean(float(loss)), bool(overflow), float(scale))

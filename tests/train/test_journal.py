@@ -2,6 +2,7 @@ import pytest
 
 from mindpet.train.journal import Follower, Journal
 from mindpet.train.record import StepRecord
+from mindpet.train.task import Metric
 
 
 class _Quiet:
@@ -12,7 +13,7 @@ class _Quiet:
 
 
 def _journal(steps):
-    journal = Journal(_Quiet(), _Quiet(), measure=lambda: 0.5, save_state=lambda position: None)
+    journal = Journal(_Quiet(), _Quiet(), Metric("accuracy"), measure=lambda: 0.5, save_state=lambda position: None)
     for number, (seconds, compiled) in enumerate(steps, start=1):
         journal.after_step(StepRecord(number, 1, 0.1, 0.1, 8, seconds, compiled, False, 1.0))
     return journal

@@ -6,6 +6,7 @@ import yaml
 
 from mindpet.train import run_folder
 from mindpet.train.run_folder import RunFolder
+from mindpet.train.task import Metric
 from mindpet.utils.exceptions import InputError
 
 
@@ -20,7 +21,7 @@ def _earlier_run(path):
 def test_a_run_folder_holds_settings_log_metrics_and_plot(tmp_path):
     folder = _earlier_run(tmp_path / "runs" / "a")
     folder.write_metrics({"accuracy": 0.5})
-    folder.draw_losses([1.5, 0.5], {2: 0.5})
+    folder.draw_losses([1.5, 0.5], Metric("accuracy", highest=1), {2: 0.5})
     assert yaml.safe_load((folder.path / "settings.yaml").read_text()) == {"seed": 1}
     assert [json.loads(line)["loss"] for line in (folder.path / "log.jsonl").read_text().splitlines()] == [1.5, 0.5]
     assert json.loads((folder.path / "labels.json").read_text()) == ["down", "up"]

@@ -1,0 +1,135 @@
+"""Causal language modelling and instruction tuning: a language model, judged by its perplexity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from mindspore import nn
+from mindspore.common import dtype as mstype
+from rich.console import Console
+
+from mindpet.data.batches import length_buckets
+from mindpet.data.chat import ChatTemplate, load_chat_template
+from mindpet.data.embedded import smollm2_folder
+from mindpet.data.instructions import load_instructions
+from mindpet.data.language import LanguageBatches, encode
+from mindpet.data.language_data import LanguageData
+from mindpet.data.packing import pack
+from mindpet.data.tokenizer import Tokenizer, load_tokenizer
+from mindpet.models.auto import load_causal_lm
+from mindpet.train.evaluate import sum_losses
+from mindpet.train.losses import LanguageLoss
+from mindpet.train.metrics import perplexity
+from mindpet.train.progress import announce
+from mindpet.train.ranks import Ranks
+from mindpet.train.settings import FinetuneSettings
+from mindpet.train.task import LANGUAGE, Encoded, Metric, Tested, require_vocabulary
+from mindpet.utils.exceptions import InputError
+
+__all__ = ["LanguageTask", "open_language"]
+
+
+@dataclass(frozen=True)
+class LanguageTask:
+    """Texts or conversations and a language model; see `mindpet.train.task.Task`.
+
+    Attributes:
+        settings: What to do.
+        data: The texts.
+        encoded: The batches of each split.
+        judge: The network with its loss, run out of training only, once the method is attached.
+    """
+
+    name: ClassVar[str] = LANGUAGE
+    metric: ClassVar[Metric] = Metric("perplexity")
+    embedded_model: ClassVar[str] = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+    settings: FinetuneSettings
+    data: LanguageData
+    encoded: Encoded[LanguageBatches]
+    judge: LanguageLoss
+
+    @property
+    def network(self) -> nn.Cell:
+        """Gives logits (batch, length, vocabulary)."""
+        return self.judge.network
+
+    @property
+    def data_name(self) -> str:
+        """What to call the data."""
+        return self.data.name
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """No names, as there are no classes."""
+        return ()
+
+    @property
+    def loss(self) -> Callable[[nn.Cell], nn.Cell]:
+        """The cross entropy of the targets."""
+        return LanguageLoss
+
+    def measure_base(self, ranks: Ranks, console: Console) -> dict[str, float | None]:
+        """Return the perplexity of the test split before anything is trained; None where it is not wanted."""
+        if not self.settings.baselines:
+            return {"base_perplexity": None}
+        with announce(console, "perplexity of the model as it is"):
+            return {"base_perplexity": _perplexity(LanguageLoss(self.network), self.encoded.test, ranks)}
+
+    def measure_valid(self, ranks: Ranks) -> float:
+        """Return the perplexity of the validation split."""
+        return _perplexity(self.judge, self.encoded.valid, ranks)
+
+    def test(self, ranks: Ranks) -> Tested:
+        """Return the perplexity of the test split."""
+        return Tested({"perplexity": _perplexity(self.judge, self.encoded.test, ranks)}, np.empty(0, int))
+
+
+def open_language(settings: FinetuneSettings, console: Console) -> LanguageTask:
+    """Read the texts and the network that the settings name.
+
+    Raises:
+        InputError: A file cannot be used, or the two do not fit together.
+    """
+    with announce(console, "reading the data"):
+        data = load_instructions(settings.data, settings.seed, console.print)
+    with announce(console, "reading the model"):
+        source = settings.model or smollm2_folder(console.print)
+        tokenizer, template = load_tokenizer(source), load_chat_template(source)
+        network = load_causal_lm(source, dropout=settings.dropout, compute_dtype=getattr(mstype, settings.dtype))
+    require_vocabulary(settings.model, tokenizer, network.config.vocab_size)
+    longest = min(settings.max_length, _room(settings, network.config.max_position_embeddings))
+    with announce(console, "finding the tokens"):
+        encoded = _encode(data, tokenizer, template, longest, settings)
+    return LanguageTask(settings, data, encoded, LanguageLoss(network))
+
+
+def _room(settings: FinetuneSettings, positions: int) -> int:
+    """Return how many tokens a text may have beside the method's prefix."""
+    prefix = settings.num_virtual_tokens or 0
+    if positions - prefix < 2:
+        raise InputError(
+            f"num_virtual_tokens: {prefix} tokens leave no room for a text among the {positions} positions of "
+            f"{settings.model}; take fewer"
+        )
+    return positions - prefix
+
+
+def _encode(
+    data: LanguageData, tokenizer: Tokenizer, template: ChatTemplate, longest: int, settings: FinetuneSettings
+) -> Encoded[LanguageBatches]:
+    """Turn each split into batches; all splits have the same few widths, so that graphs are shared."""
+    splits = [encode(split, tokenizer, template, longest) for split in (data.train, data.valid, data.test)]
+    if settings.packing:
+        splits[0] = pack(splits[0], longest)
+    widths = length_buckets([length for split in splits for length in split.lengths], longest, settings.batch_size)
+    return Encoded(
+        *(LanguageBatches(split, settings.batch_size, widths, tokenizer.pad_id, settings.seed) for split in splits)
+    )
+
+
+def _perplexity(loss: LanguageLoss, batches: LanguageBatches, ranks: Ranks) -> float:
+    return perplexity(*sum_losses(loss, batches, ranks))
