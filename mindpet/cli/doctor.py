@@ -41,8 +41,9 @@ def command(
     findings = [*read_environment(), *_find_kernels()]
     result.print(_environment_table(findings))
     for finding in findings:
-        if finding.problem:
-            result.print(f"{finding.name}: {finding.problem}", style="red", soft_wrap=True, markup=False)
+        for text, style in ((finding.problem, "red"), (finding.note, "yellow")):
+            if text:
+                result.print(f"{finding.name}: {text}", style=style, soft_wrap=True, markup=False)
     report: dict[str, Any] = {**describe_environment(findings), "selftest": None}
     if json_file:  # before the test, so that a path that cannot be written costs no minutes
         write_json(json_file, report)
@@ -80,9 +81,14 @@ def _find_kernels() -> list[Finding]:
         choose_device(None)
     except InputError:
         return []
-    from mindpet.kernels import describe_kernels
-
-    return [Finding("kernels", describe_kernels())]
+    try:
+        from mindpet.kernels import describe_kernels
+        from mindpet.kernels.switch import missing
+    except InputError as error:  # the environment variable asks for what is not there
+        return [Finding("kernels", None, None, str(error))]
+    why = missing()
+    note = f"plain ones compute the same, and a step takes longer: {why}" if why else None
+    return [Finding("kernels", describe_kernels(), None, note=note)]
 
 
 def _environment_table(findings: Sequence[Finding]) -> Table:

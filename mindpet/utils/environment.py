@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mindpet import __version__
 from mindpet.utils.exceptions import InputError
+from mindpet.utils.requirements import asks_for, find_unmet, numbers, version_of
 
 __all__ = [
     "RANGES",
@@ -54,28 +54,34 @@ class Finding:
         found: Its version or value, or None where it is missing.
         accepted: The versions that are known to work, or None where nothing is known.
         problem: What is wrong and what to do, or None.
+        note: What works, but not as well as it could or not for long, and what to do; or None.
     """
 
     name: str
     found: str | None
     accepted: str | None = None
     problem: str | None = None
+    note: str | None = None
 
 
 def read_environment() -> list[Finding]:
-    """Return the versions of mindpet, python, mindspore, numpy and scipy, the usable devices and the machine."""
+    """Return the versions of mindpet, python, mindspore, numpy and scipy, the usable devices and the machine.
+
+    Of the other packages that MindPet and MindSpore ask for, those that are missing or of a wrong version are named.
+    """
     packages = [_check(package, accepted) for package, accepted in RANGES.items()]
     machine = [Finding("processor", f"{_processor()}, {usable_cores()} cores"), Finding("system", platform.platform())]
-    return [Finding("mindpet", _version("mindpet")), *packages, _find_devices(), *machine]
+    return [_check_own(), *packages, *_find_unmet(), *_find_mindformers(), _find_devices(), *machine]
 
 
 def describe_environment(findings: Iterable[Finding]) -> dict[str, Any]:
-    """Return the date (UTC) and the findings in a form that JSON has: what was found by name, and the problems."""
+    """Return the date (UTC) and the findings in a form that JSON has: what was found by name, problems and notes."""
     findings = list(findings)
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "environment": {finding.name: finding.found for finding in findings},
         "problems": {finding.name: finding.problem for finding in findings if finding.problem},
+        "notes": {finding.name: finding.note for finding in findings if finding.note},
     }
 
 
@@ -105,28 +111,44 @@ def first_line(error: Exception) -> str:
     return next(filter(None, lines), type(error).__name__)
 
 
+def _check_own() -> Finding:
+    installed = version_of("mindpet")
+    if installed in (None, __version__):
+        return Finding("mindpet", installed or __version__)
+    problem = f"pip has installed {installed}, and what is imported is {__version__}; install mindpet again"
+    return Finding("mindpet", installed, __version__, problem)
+
+
 def _check(package: str, accepted: Range) -> Finding:
-    found = _version(package)
+    found = platform.python_version() if package == "python" else version_of(package)
     specifier = f">={accepted.lowest},<{accepted.below}"
-    if found and _numbers(accepted.lowest) <= _numbers(found) < _numbers(accepted.below):
+    if found and numbers(accepted.lowest) <= numbers(found) < numbers(accepted.below):
         return Finding(package, found, specifier)
     remedy = "use such a Python" if package == "python" else f"pip install '{package}{specifier}'"
     return Finding(package, found, specifier, f"{accepted.otherwise}; {remedy}")
 
 
-def _version(package: str) -> str | None:
-    if package == "python":
-        return platform.python_version()
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+def _find_unmet() -> list[Finding]:
+    """Return what MindPet and MindSpore ask for and do not find, such as the protobuf that MindSpore's files need."""
+    findings: dict[str, Finding] = {}
+    for owner in ("mindpet", "mindspore"):
+        for name, found, specifier in find_unmet(owner, leave_out=RANGES.keys() | findings.keys()):
+            problem = f"{owner} asks for it; pip install '{name}{specifier}'"
+            findings[name] = Finding(name, found, specifier or "any", problem)
+    return list(findings.values())
 
 
-def _numbers(version: str) -> list[int]:
-    """Return the numbers that a version begins with: those of 2.10.0rc1 are 2, 10 and 0."""
-    leading = re.match(r"\d+(?:\.\d+)*", version)
-    return [int(part) for part in leading[0].split(".")] if leading else []
+def _find_mindformers() -> list[Finding]:
+    found, wanted = version_of("mindformers"), asks_for("mindformers").get("mindpet")
+    if found is None:
+        return []
+    note = None
+    if wanted:
+        note = (
+            f"it asks for mindpet{wanted}, so that pip puts that in the place of {__version__} whenever it installs "
+            "MindFormers; install mindpet after it, with `pip install --no-deps mindpet`"
+        )
+    return [Finding("mindformers", found, None, note=note)]
 
 
 def _find_devices() -> Finding:

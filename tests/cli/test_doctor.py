@@ -9,6 +9,7 @@ import pytest
 
 from mindpet.cli import main as program
 from mindpet.delta import LoRADense
+from mindpet.kernels import switch
 from mindpet.tuning import selftest
 from mindpet.tuning._trials import TRIALS
 from mindpet.utils.environment import describe_environment
@@ -92,6 +93,15 @@ def test_bad_input_ends_with_2_before_anything_is_tested(monkeypatch, tmp_path, 
     assert said in errors
     assert "LoRADense" not in errors
     assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_native_kernels_are_noted_with_the_reason(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(switch, "missing", lambda: "this processor has no AVX2")
+    monkeypatch.setattr(switch, "_chosen", "off")
+    file = tmp_path / "report.json"
+    assert _run(monkeypatch, ["--json", file]) == 0
+    assert "this processor has no AVX2" in json.loads(file.read_text())["notes"]["kernels"]
+    assert "kernels: plain ones compute the same" in capsys.readouterr().out
 
 
 def test_a_broken_mindspore_is_described(monkeypatch, capsys):

@@ -9,6 +9,7 @@ import pytest
 
 from mindpet.utils.environment import RANGES, choose_device, describe_environment, read_environment
 from mindpet.utils.exceptions import InputError
+from mindpet.utils.requirements import find_unmet
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +58,10 @@ def test_nothing_is_wrong_here():
         ("mindspore", "2.11.0rc1", "not tested"),
         ("mindspore", "unknown", "not tested"),
         ("python", "3.13.1", "use such a Python"),
+        ("protobuf", "3.0.0", "mindspore asks for it; pip install 'protobuf>="),
+        ("tokenizers", None, "mindpet asks for it; pip install 'tokenizers"),
+        ("pydantic", "3.0", "mindpet asks for it"),
+        ("mindpet", "1.0.4", "pip has installed 1.0.4"),
     ],
 )
 def test_what_is_known_to_be_bad_is_named_with_a_remedy(monkeypatch, package, version, remedy):
@@ -74,6 +79,34 @@ def test_what_is_known_to_be_bad_is_named_with_a_remedy(monkeypatch, package, ve
 def test_what_is_supported_is_no_problem(monkeypatch, package, version):
     _pretend(monkeypatch, package, version)
     assert describe_environment(read_environment())["problems"] == {}
+
+
+def test_mindformers_and_the_version_that_it_pins_are_noted(monkeypatch):
+    asked = metadata.requires
+    monkeypatch.setattr(metadata, "requires", lambda name: ["mindpet==1.0.4"] if name == "mindformers" else asked(name))
+    _pretend(monkeypatch, "mindformers", "1.7.0")
+    report = describe_environment(read_environment())
+    assert report["problems"] == {}
+    assert "mindpet==1.0.4" in report["notes"]["mindformers"]
+    assert "--no-deps mindpet" in report["notes"]["mindformers"]
+
+
+@pytest.mark.parametrize(
+    ("version", "specifier", "fits"),
+    [
+        ("2.0", ">=2", True),
+        ("2", ">=2.0.0", True),
+        ("1.9.9", ">=2", False),
+        ("2.10", "<2.9,>=2", False),
+        ("7.34.1", "==7.34.1", True),
+        ("7.34.2", "==7.34.1", False),
+        ("1.0rc1", "", True),
+    ],
+)
+def test_a_requirement_is_met_by_versions_within_its_bounds(monkeypatch, version, specifier, fits):
+    monkeypatch.setattr(metadata, "requires", lambda name: [f"some{specifier}", "other; extra == 'dev'"])
+    monkeypatch.setattr(metadata, "version", lambda name: version)
+    assert (find_unmet("owner", ()) == []) == fits
 
 
 def test_a_mindspore_that_cannot_be_imported_is_a_finding(monkeypatch):
