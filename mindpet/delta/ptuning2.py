@@ -89,40 +89,60 @@ class PrefixEncoder(nn.Cell):
         self.tile = ops.Tile()
         self.transpose = ops.Transpose()
         self.split_layers = ops.Split(0, num_layers)
+        self.split_columns = ops.Split(1, num_layers)
         if parallel_config is not None:
             self.shard(parallel_config.data_parallel, parallel_config.model_parallel)
 
     def construct(self, batch_size: int, dtype: Any = mstype.float16) -> tuple[Tensor, ...]:
         """Return each layer's prefix (2, batch_size, num_heads, pre_seq_len, kv_channels) in `dtype`."""
-        prefix = self.mindpet_delta_ptuning2_embedding.embedding_table  # every token once: nothing to look up
-        if self.prefix_projection:
-            prefix = self.mindpet_delta_ptuning2_dense_out(self._hidden())
-        prefix = self.dropout(self._for_each_example(prefix, batch_size, dtype))
+        prefix = self.dropout(self._for_each_example(self._rows(), batch_size, dtype))
         return self.split_layers(self.transpose(prefix, self.out_perm))
 
-    def layer_prefix(self, layer: int, batch_size: int, dtype: Any = mstype.float16) -> Tensor:
+    def layer_rows(self) -> tuple[Tensor, ...]:
+        """Return what `layer_prefix` needs for each layer, so that the dense layers are computed once for all.
+
+        Returns:
+            num_layers Tensors (pre_seq_len, 2 * num_heads * kv_channels) in the dtype of the parameters.
+        """
+        return self.split_columns(self._rows())
+
+    def layer_prefix(
+        self, layer: int, batch_size: int, dtype: Any = mstype.float16, rows: Tensor | None = None
+    ) -> Tensor:
         """Return what `construct` returns for one layer, and compute no more than that.
 
         In a network whose attentions each ask for their own prefix, nothing has to be handed from layer to layer. With
-        `prefix_projection` the first dense layer is computed at each call, and its gradient too.
+        `prefix_projection` the first dense layer is then computed at each call, and its gradient too, unless the rows
+        are given.
 
         Args:
             layer: the number of the layer, from 0.
             batch_size: the number of examples; all see the same tokens.
             dtype: of the output.
+            rows: what `layer_rows` returns for this layer; None computes it here.
 
         Returns:
             (2, batch_size, num_heads, pre_seq_len, kv_channels): key and value, in `dtype`.
         """
+        if rows is None:
+            rows = self._rows_of(layer)
+        prefix = self.layer_dropouts[layer](self._for_each_example(rows, batch_size, dtype))
+        return self.transpose(prefix, self.out_perm)
+
+    def _rows(self) -> Tensor:
+        """Return keys and values of all layers for each token, (pre_seq_len, layers * 2 * num_heads * kv_channels)."""
+        if self.prefix_projection:
+            return self.mindpet_delta_ptuning2_dense_out(self._hidden())
+        return self.mindpet_delta_ptuning2_embedding.embedding_table  # every token once: nothing to look up
+
+    def _rows_of(self, layer: int) -> Tensor:
+        """Return the columns of `_rows` that are one layer's."""
         width = 2 * self.num_heads * self.kv_channels
         start, stop = layer * width, (layer + 1) * width
         if self.prefix_projection:
             dense = self.mindpet_delta_ptuning2_dense_out
-            prefix = dense.bias_add(dense.matmul(self._hidden(), dense.weight[start:stop]), dense.bias[start:stop])
-        else:
-            prefix = self.mindpet_delta_ptuning2_embedding.embedding_table[:, start:stop]
-        prefix = self.layer_dropouts[layer](self._for_each_example(prefix, batch_size, dtype))
-        return self.transpose(prefix, self.out_perm)
+            return dense.bias_add(dense.matmul(self._hidden(), dense.weight[start:stop]), dense.bias[start:stop])
+        return self.mindpet_delta_ptuning2_embedding.embedding_table[:, start:stop]
 
     def _hidden(self) -> Tensor:
         """Return the table between the two dense layers, (pre_seq_len, projection_dim)."""

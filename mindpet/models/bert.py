@@ -182,6 +182,9 @@ class BertPooler(nn.Cell):
 class BertModel(nn.Cell):
     """The BERT encoder, `transformers.BertModel`.
 
+    It takes what its attentions' prefixes share: a cell that is assigned to `shared_prefix` is given the mask, and what
+    it returns stands in the mask's place up to the attentions' `prefix`.
+
     Args:
         config: The shape of the network.
         with_pooler: Whether it has the dense layer on the first position.
@@ -201,6 +204,7 @@ class BertModel(nn.Cell):
         self.embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
         self.pooler = BertPooler(config) if with_pooler else None
+        self.shared_prefix: nn.Cell | None = None
 
     def construct(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
@@ -218,6 +222,8 @@ class BertModel(nn.Cell):
         """
         mask = (1.0 - attention_mask.astype(mindspore.float32)) * _MASKED
         mask = ops.expand_dims(ops.expand_dims(mask, 1), 1)
+        if self.shared_prefix is not None:
+            mask = self.shared_prefix(mask)
         hidden = self.embeddings(input_ids, token_type_ids).astype(self.compute_dtype)
         hidden = self.encoder(hidden, mask)
         if self.pooler is None:

@@ -102,8 +102,8 @@ def detach(network: nn.Cell) -> None:
             place.put(replacement.original)
     for feed in state.feeds:
         _empty(feed.attention, "prefix")
-    for cell in state.shifted:
-        _empty(cell, "position_shift")
+    for place in state.aids:
+        _empty(place.parent, place.name)
     for name in state.children:
         _take_away(network, name)
     for name, trainable in state.was_trainable.items():
@@ -268,7 +268,7 @@ def _swap(
 def _feed(
     network: nn.Cell, view: Network, plans: Sequence[Plan], state: PeftState, undo: list[Callable[[], object]]
 ) -> None:
-    """Hand each prefix cell to its attention, hang up what they share, and tell who numbers the positions."""
+    """Hand each prefix cell to its attention, and hang up what they share and need."""
     for plan in plans:
         for name, cell in plan.children.items():
             undo.append(partial(_take_away, network, name))
@@ -279,10 +279,10 @@ def _feed(
             undo.append(partial(_empty, attention, "prefix"))
             Place(attention, "prefix").put(cell)
             state.feeds.append(Feed(path, plan.config.method, attention, cell))
-        for path, cell in plan.shifts.items():
-            undo.append(partial(_empty, view.cells[path], "position_shift"))
-            Place(view.cells[path], "position_shift").put(cell)
-            state.shifted.append(view.cells[path])
+        for (path, name), cell in plan.aids.items():
+            undo.append(partial(_empty, view.cells[path], name))
+            Place(view.cells[path], name).put(cell)
+            state.aids.append(Place(view.cells[path], name))
 
 
 def _take_away(cell: nn.Cell, name: str) -> None:

@@ -71,7 +71,7 @@ class AttachedNetwork(Network):
         super().__init__(root)
         originals = {id(one.cell): one.original for one in state.replacements}
         added = {id(one.cell) for one in state.feeds} | {id(root.name_cells().get(name)) for name in state.children}
-        added |= {id(one.position_shift) for one in state.shifted}
+        added |= {id(getattr(place.parent, place.name)) for place in state.aids}
         cells: dict[str, nn.Cell] = {}
         hidden: list[str] = []
         for path, cell in self.cells.items():

@@ -9,6 +9,15 @@ values), and its `construct` says, before scores are computed:
 with keys and values of shape (batch, length, num_heads * head_dim) and a mask (batch, 1, 1 or query length, length)
 that is added to the scores: 0 is visible.
 
+What attentions share is computed once for all where the cell that makes their mask has `shared_prefix` (None at first)
+and says
+
+    if self.shared_prefix is not None:
+        mask = self.shared_prefix(mask)
+
+and whatever comes out is handed to every attention's `prefix` in the place of the mask, and used for nothing else on
+the way. Without such a cell each attention computes it by itself, which costs time with `prefix_projection`.
+
 The text stands after the prefix, so its positions are numbered from the prefix's number of tokens on, as transformers
 numbers them after past keys. A cell that numbers positions, absolute or rotary, has `position_shift` (None until a
 prefix is attached) and says, before it looks them up:
@@ -22,6 +31,8 @@ made. A network without such a cell keeps its positions.
 
 from __future__ import annotations
 
+from typing import Any
+
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore import dtype as mstype
 
@@ -34,8 +45,8 @@ __all__ = [
     "EncoderPrefix",
     "LayerPrefix",
     "PositionShift",
+    "SharedPrefix",
     "name_parameters",
-    "numbers_positions",
     "takes_prefix",
 ]
 
@@ -81,11 +92,33 @@ class EncoderPrefix(nn.Cell):
         self.number = number
         self.mindpet_state_visible = _all_visible(encoder.pre_seq_len)
 
-    def construct(self, key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Prepend the prefix to keys and values (batch, length, hidden) and to an additive mask (..., length)."""
-        prefix = self.encoder.layer_prefix(self.number, key.shape[0], key.dtype)
+    def construct(self, key: Tensor, value: Tensor, mask: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Prepend the prefix to keys and values (batch, length, hidden) and to an additive mask (..., length).
+
+        The mask may come with the rows of all layers, from a SharedPrefix.
+        """
+        rows = None
+        if isinstance(mask, tuple):
+            rows, mask = mask[1][self.number], mask[0]
+        prefix = self.encoder.layer_prefix(self.number, key.shape[0], key.dtype, rows)
         key, value, mask = self.encoder.extend(prefix, key, value, mask, additive=True)
         return key, value, _hide(mask, self.mindpet_state_visible)
+
+
+class SharedPrefix(nn.Cell):
+    """What all attentions need of the encoder that they share, computed once in a forward pass.
+
+    Args:
+        encoder: The encoder.
+    """
+
+    def __init__(self, encoder: PrefixEncoder) -> None:
+        super().__init__(auto_prefix=False)
+        self.encoder = encoder
+
+    def construct(self, mask: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the mask, and with it the rows of each layer for its EncoderPrefix."""
+        return mask, self.encoder.layer_rows()
 
 
 class PositionShift(nn.Cell):
@@ -110,11 +143,6 @@ class PositionShift(nn.Cell):
 def takes_prefix(cell: nn.Cell) -> bool:
     """Tell whether a cell is an attention that takes a prefix."""
     return all(hasattr(cell, name) for name in ("prefix", "num_heads", "head_dim"))
-
-
-def numbers_positions(cell: nn.Cell) -> bool:
-    """Tell whether a cell numbers the positions of the text and lets them be shifted."""
-    return hasattr(cell, "position_shift")
 
 
 def name_parameters(cell: nn.Cell, path: str) -> None:

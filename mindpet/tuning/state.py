@@ -96,7 +96,7 @@ class PeftState:
         configs: What was attached, in order; with several adapters, the active one's.
         replacements: The replaced layers, in the network's order.
         feeds: The prefix cells, in the network's order.
-        shifted: The cells whose positions a prefix shifts.
+        aids: Where the network's own cells hold further cells that prefixes need.
         children: Names of further cells that hang on the network itself, such as a prefix encoder.
         parameters: All parameters by the names that they had after attaching. A cell that is put around the network
             later may rename them, and these names hold on.
@@ -115,7 +115,7 @@ class PeftState:
     configs: tuple[PeftConfig, ...]
     replacements: list[Replacement] = field(default_factory=list)
     feeds: list[Feed] = field(default_factory=list)
-    shifted: list[Any] = field(default_factory=list)
+    aids: list[Place] = field(default_factory=list)
     children: list[str] = field(default_factory=list)
     parameters: dict[str, Parameter] = field(default_factory=dict)
     marked: dict[str, np.ndarray] = field(default_factory=dict)
@@ -137,6 +137,11 @@ class PeftState:
     def own_feeds(self) -> list[Feed]:
         """The prefix cells in which the active adapter has a part."""
         return [one for one in self.feeds if one.path in self.adapters[self.active].paths]
+
+    @property
+    def prefix_room(self) -> int:
+        """For how many tokens there is room before the text; 0 without a prefix."""
+        return max((one.cell.mindpet_state_visible.size for one in self.feeds), default=0)
 
     @property
     def cells(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Prefixes: where the text stands that follows them."""
+"""Prefixes: where the text stands that follows them, and what attentions share."""
 
 import mindspore
 import numpy as np
@@ -55,6 +55,53 @@ def test_a_failure_leaves_the_positions_as_they_were(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         mindpet.get_peft_model(network, config_of("ptuning2"))
     assert network.bert.embeddings.position_shift is None
+
+
+def _projected(layers):
+    network = small_bert(layers)
+    mindpet.get_peft_model(network, config_of("ptuning2", prefix_projection=True, encoder_hidden_size=5))
+    generator = np.random.default_rng(4)
+    for parameter in network.trainable_params():
+        parameter.set_data(Tensor(generator.normal(0, 0.3, parameter.shape).astype(np.float32)))
+    return network
+
+
+class Squared(nn.Cell):
+    def __init__(self, network):
+        super().__init__(auto_prefix=False)
+        self.network = network
+
+    def construct(self, input_ids, attention_mask, token_type_ids):
+        return (self.network(input_ids, attention_mask, token_type_ids) ** 2).sum()
+
+
+def _gradients(network):
+    """Return a loss and its gradient for everything that is trained."""
+    loss, gradients = mindspore.value_and_grad(Squared(network), None, network.trainable_params())(*batch())
+    return [loss.asnumpy(), *(gradient.asnumpy() for gradient in gradients)]
+
+
+def test_a_projection_computed_once_gives_what_each_attention_computes_alone(mode):
+    mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
+    alone = _projected(2)
+    alone.bert.shared_prefix = None
+    expected = _gradients(alone)
+    mindspore.set_context(mode=mindspore.GRAPH_MODE if mode == "graph" else mindspore.PYNATIVE_MODE)
+    for one, other in zip(_gradients(_projected(2)), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shared", "times"), [(True, 1), (False, 3)])
+def test_the_projection_is_computed_once_where_it_is_shared(shared, times):
+    network = _projected(3)
+    if not shared:
+        network.bert.shared_prefix = None
+    calls = []
+    network.mindpet_prefix_encoder.mindpet_delta_ptuning2_dense_in.register_forward_hook(lambda *_: calls.append(1))
+    network(*batch())
+    assert len(calls) == times
+    mindpet.unload(network)
+    assert network.bert.shared_prefix is None
 
 
 class Bare(nn.Cell):

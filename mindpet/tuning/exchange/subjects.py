@@ -62,7 +62,7 @@ def whole_network(network: nn.Cell, state: PeftState) -> Subject | None:
     if vocabulary is None and state.feeds:
         tables = [cell.vocab_size for _, cell in network.cells_and_names() if isinstance(cell, nn.Embedding)]
         vocabulary = min(tables, default=None)
-    taken = max((cell.position_shift.tokens for cell in state.shifted), default=0)
+    taken = state.prefix_room
     shape = (_ROWS, min(_LENGTH, getattr(config, "max_position_embeddings", taken + _LENGTH) - taken))
     known = {
         "input_ids": Input(kind="indices", shape=shape, below=vocabulary or 0),

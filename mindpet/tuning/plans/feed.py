@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from mindspore import nn
@@ -16,8 +17,8 @@ from mindpet.tuning.prefixes import (
     EncoderPrefix,
     LayerPrefix,
     PositionShift,
+    SharedPrefix,
     name_parameters,
-    numbers_positions,
     takes_prefix,
 )
 from mindpet.utils.exceptions import InputError
@@ -77,6 +78,7 @@ def plan_ptuning2(network: Network, config: PTuning2Config, compute_dtype: Any) 
         prefix.mindpet_state_visible.name = f"{path}.prefix.{prefix.mindpet_state_visible.name}"
         _feed(plan, path, attention, prefix)
     _shift_positions(plan, network)
+    _put_where_asked(plan, network, "shared_prefix", lambda: SharedPrefix(encoder))
     return plan
 
 
@@ -99,8 +101,11 @@ def _feed(plan: Plan, path: str, attention: nn.Cell, cell: nn.Cell) -> None:
 def _shift_positions(plan: Plan, network: Network) -> None:
     """Let the positions of the text follow those of the prefix, of which every attention sees as many tokens."""
     fed = next(iter(plan.feeds.values()))
-    plan.shifts = {
-        path: PositionShift(fed.mindpet_state_visible)
-        for path, cell in network.cells.items()
-        if numbers_positions(cell)
-    }
+    _put_where_asked(plan, network, "position_shift", lambda: PositionShift(fed.mindpet_state_visible))
+
+
+def _put_where_asked(plan: Plan, network: Network, name: str, make: Callable[[], nn.Cell]) -> None:
+    """Plan a new cell for each cell of the network that has an attribute of this name."""
+    for path, cell in network.cells.items():
+        if hasattr(cell, name):
+            plan.aids[path, name] = make()

@@ -22,7 +22,7 @@ class Plan:
         config: The configuration.
         cells: The new cell for each layer that is replaced, by the layer's path.
         feeds: The prefix cell for each attention that is fed, by the attention's path.
-        shifts: The cell that says how far, for each cell whose positions a prefix shifts, by that one's path.
+        aids: Further cells that prefixes need in the network's own, by the path of that one and the attribute.
         children: Further cells that hang on the network itself, by their name there.
         trained: Names of the network's own parameters that are trained and saved.
         matches: What the entries of the configuration have matched.
@@ -31,7 +31,7 @@ class Plan:
     config: PeftConfig
     cells: dict[str, nn.Cell] = field(default_factory=dict)
     feeds: dict[str, nn.Cell] = field(default_factory=dict)
-    shifts: dict[str, nn.Cell] = field(default_factory=dict)
+    aids: dict[tuple[str, str], nn.Cell] = field(default_factory=dict)
     children: dict[str, nn.Cell] = field(default_factory=dict)
     trained: list[str] = field(default_factory=list)
     matches: list[TargetMatch] = field(default_factory=list)
