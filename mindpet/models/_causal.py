@@ -73,15 +73,16 @@ class Positions(nn.Cell):
             positions = positions + seen
         return positions if self.position_shift is None else positions + self.position_shift()
 
+    def limit(self) -> int:
+        """Return the greatest number of tokens of a text, beside a prefix where there is one."""
+        return self.longest if self.position_shift is None else self.longest - self.position_shift.tokens
+
     def _check(self, length: int) -> None:
         """Refuse more tokens than there are positions."""
-        longest, beside = self.longest, ""
-        if self.position_shift is not None:
-            tokens = self.position_shift.tokens
-            longest, beside = longest - tokens, f" beside a prefix of up to {tokens}"
-        if length > longest:
+        beside = "" if self.position_shift is None else f" beside a prefix of up to {self.position_shift.tokens}"
+        if length > self.limit():
             raise ValueError(
-                f"The sequence has {length} tokens, but this model takes at most {longest}{beside}: cut the texts."
+                f"The sequence has {length} tokens, but this model takes at most {self.limit()}{beside}: cut the texts."
             )
 
 
