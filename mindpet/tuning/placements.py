@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mindpet.tuning.layers import Network
 from mindpet.utils.exceptions import InputError
 
 __all__ = ["Placement", "placement_of"]
@@ -17,7 +17,7 @@ class Placement:
 
     Attributes:
         architecture: Its name, as in `model_type` of a Hugging Face folder.
-        sign: A regular expression that the end of a path matches in this architecture only.
+        sign: A regular expression that the end of a path matches in this architecture.
         lora: For LoRA: query and value.
         adapter: For adapters, low-rank ones too: the attention's output projection and the second feed-forward layer.
         ia3: For IA3: key, value and the feed-forward layers.
@@ -34,6 +34,8 @@ class Placement:
     words: tuple[str, ...]
 
 
+# Where PEFT has places of its own for LoRA and IA3, these are the same. Of those whose signs match, the network's own
+# `config.model_type` chooses, else the first counts.
 _PLACEMENTS = (
     Placement(
         "bert",
@@ -44,22 +46,58 @@ _PLACEMENTS = (
         feedforward=("output.dense",),  # both, as in PEFT
         words=("embeddings.word_embeddings",),
     ),
+    Placement(
+        "gpt2",
+        r"\bh\.\d+\.attn\.c_attn",
+        lora=("attn.c_attn",),  # query, key and value in one
+        adapter=("attn.c_proj", "mlp.c_proj"),
+        ia3=("attn.c_attn", "mlp.c_proj"),
+        feedforward=("mlp.c_proj",),
+        words=("wte",),
+    ),
+    Placement(
+        "glm",
+        r"\blayers\.\d+\.mlp\.gate_up_proj",
+        lora=("self_attn.q_proj", "self_attn.v_proj"),
+        adapter=("self_attn.o_proj", "mlp.down_proj"),
+        ia3=("self_attn.k_proj", "self_attn.v_proj", "mlp.down_proj"),
+        feedforward=("mlp.down_proj",),
+        words=("embed_tokens",),
+    ),
+    Placement(
+        "llama",
+        r"\blayers\.\d+\.self_attn\.q_proj",
+        lora=("self_attn.q_proj", "self_attn.v_proj"),
+        adapter=("self_attn.o_proj", "mlp.down_proj"),
+        ia3=("self_attn.k_proj", "self_attn.v_proj", "mlp.down_proj"),
+        feedforward=("mlp.down_proj",),
+        words=("embed_tokens",),
+    ),
+    Placement(
+        "qwen2",
+        r"\blayers\.\d+\.self_attn\.q_proj",
+        lora=("self_attn.q_proj", "self_attn.v_proj"),
+        adapter=("self_attn.o_proj", "mlp.down_proj"),
+        ia3=("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"),
+        feedforward=("mlp.down_proj",),
+        words=("embed_tokens",),
+    ),
 )
 
 
-def placement_of(paths: Iterable[str]) -> Placement:
-    """Return the placement of the architecture that has these paths.
+def placement_of(network: Network) -> Placement:
+    """Return the placement of a network's architecture.
 
     Raises:
         InputError: The architecture is not known.
     """
-    paths = list(paths)
-    for placement in _PLACEMENTS:
-        if any(re.search(placement.sign + "$", path) for path in paths):
-            return placement
-    known = ", ".join(placement.architecture for placement in _PLACEMENTS)
-    names = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in paths})[:12])
-    raise InputError(
-        f"target_modules is not given, and the network is of no architecture with a default placement ({known}); give "
-        f"'all-linear' or some names of its dense layers ({names or 'it has none'})"
-    )
+    fitting = [one for one in _PLACEMENTS if any(re.search(one.sign + "$", path) for path in network.dense_paths)]
+    if not fitting:
+        known = ", ".join(placement.architecture for placement in _PLACEMENTS)
+        names = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in network.dense_paths})[:12])
+        raise InputError(
+            f"target_modules is not given, and the network is of no architecture with a default placement ({known});"
+            f" give 'all-linear' or some names of its dense layers ({names or 'it has none'})"
+        )
+    model_type = getattr(getattr(network.root, "config", None), "model_type", None)
+    return next((one for one in fitting if one.architecture == model_type), fitting[0])

@@ -83,7 +83,10 @@ def test_all_linear_is_every_dense_layer_but_those_that_are_saved():
         (LoraConfig(target_modules="query", rank_pattern={"querys": 2}), "rank_pattern: 'querys' matches no adapted"),
         (LoraConfig(target_modules="query", alpha_pattern={"head": 2}), "alpha_pattern: 'head' matches no adapted"),
         (LoraConfig(target_modules="query", rank_pattern={"(": 2}), "is no regular expression"),
-        (LoraConfig(), "no architecture with a default placement .bert.; give 'all-linear' or some names .*my_query"),
+        (
+            LoraConfig(),
+            "default placement .bert, gpt2, glm, llama, qwen2.; give 'all-linear' or some names .*my_query",
+        ),
         (AdapterConfig(target_modules=["norm"]), "'norm' matches no dense layer of the network"),
         (IA3Config(target_modules=["query"], feedforward_modules=["head"]), "feedforward_modules: 'head' matches no"),
         (BitFitConfig(target_modules=["my_query"]), "target_modules: 'my_query' matches no cell with a bias"),

@@ -153,7 +153,7 @@ def plan_ia3(network: Network, config: IA3Config, compute_dtype: Any) -> Plan:
     paths = _targets(plan, network, config.target_modules, lambda usual: usual.ia3)
     feedforward = config.feedforward_modules
     if feedforward is None:
-        feedforward = placement_of(network.dense_paths).feedforward if config.target_modules is None else ()
+        feedforward = placement_of(network).feedforward if config.target_modules is None else ()
     matches = match_targets("ia3", "feedforward_modules", feedforward, paths, "target of IA3")
     plan.matches += matches
     scaled_inside = {path for match in matches for path in match.paths}
@@ -195,7 +195,7 @@ def _targets(
             raise InputError(f"target_modules: {ALL_LINEAR!r} matches no {_DENSE} outside modules_to_save; give names")
         matches = [TargetMatch(method, "target_modules", ALL_LINEAR, found)]
     else:
-        entries = usual(placement_of(dense)) if given is None else given
+        entries = usual(placement_of(network)) if given is None else given
         matches = match_targets(method, "target_modules", entries, paths, kind)
     plan.matches += matches
     chosen = {path for match in matches for path in match.paths}
