@@ -24,6 +24,7 @@ _HOMES = {
     "delete_adapter": "mindpet.tuning.adapters",
     "disable_adapter": "mindpet.tuning.adapters",
     "enable_adapter": "mindpet.tuning.adapters",
+    "export_adapter": "mindpet.tuning.exchange.export",
     "freeze_delta": "mindpet.graph.freeze_utils",
     "freeze_modules": "mindpet.graph.freeze_utils",
     "get_peft_model": "mindpet.tuning.attach",

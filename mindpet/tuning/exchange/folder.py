@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,12 +21,24 @@ from mindpet.tuning.exchange.record import METADATA_KEY, Record, dump_record, ex
 from mindpet.tuning.exchange.values import HostTensor
 from mindpet.utils.exceptions import InputError
 
-__all__ = ["CONFIG_FILE", "TENSOR_FILE", "check_target", "host_tensors", "read_folder", "read_own_file", "write_folder"]
+__all__ = [
+    "CONFIG_FILE",
+    "PROJECTION_FILE",
+    "TENSOR_FILE",
+    "check_target",
+    "host_tensors",
+    "read_folder",
+    "read_own_file",
+    "staged_folder",
+    "write_folder",
+    "write_tensors",
+]
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 _CARD_FILE = "README.md"
-_FILES = {CONFIG_FILE, TENSOR_FILE, _CARD_FILE}
+PROJECTION_FILE = "mindpet_projection.safetensors"  # in a folder of PEFT's, what makes its prompt
+_FILES = {CONFIG_FILE, TENSOR_FILE, _CARD_FILE, PROJECTION_FILE}
 
 
 class _Config(BaseModel):
@@ -85,13 +98,8 @@ def write_folder(
     Raises:
         InputError: It cannot be written, or something stands there that is not to be replaced.
     """
-    make_folder(folder.parent)
-    staged = folder.with_name(f".{folder.name}-staging-{uuid.uuid4().hex}")
-    try:
-        make_folder(staged)
-        values = {name: tensor.values for name, tensor in tensors.items()}
-        dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-        write_safetensors(staged / TENSOR_FILE, values, dtypes, {METADATA_KEY: dump_record(record)})
+    with staged_folder(folder, overwrite) as staged:
+        write_tensors(staged / TENSOR_FILE, tensors, {METADATA_KEY: dump_record(record)})
         config = _Config(
             format="mindpet",
             format_version=1,
@@ -102,10 +110,30 @@ def write_folder(
         )
         write_json(staged / CONFIG_FILE, config.model_dump(mode="json"))
         write_text(staged / _CARD_FILE, card)
+
+
+@contextmanager
+def staged_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """Give a folder to write into, which gets the name `folder` when all is written, or is removed after an error.
+
+    Raises:
+        InputError: It cannot be written, or something stands there that is not to be replaced.
+    """
+    make_folder(folder.parent)
+    staged = folder.with_name(f".{folder.name}-staging-{uuid.uuid4().hex}")
+    try:
+        make_folder(staged)
+        yield staged
         check_target(folder, overwrite)
         place_folder(staged, folder, overwrite)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def write_tensors(file: Path, tensors: Mapping[str, HostTensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors to a safetensors file, each in its own dtype."""
+    values = {name: tensor.values for name, tensor in tensors.items()}
+    write_safetensors(file, values, {name: tensor.dtype for name, tensor in tensors.items()}, metadata)
 
 
 def read_folder(folder: Path, content: Any) -> Adapter:

@@ -43,9 +43,10 @@ def load_adapter(
 
     Args:
         net: The network, with the base model's values in it.
-        path: A folder that `save_adapter` wrote, or its `adapter_model.safetensors`; a checkpoint `.ckpt` of
-            MindPet 1.x, MindFormers or TrainableParamsCheckPoint, for a network that is attached; or a folder of
-            MindFormers with `mindformers_adapter_config.json`.
+        path: A folder that `save_adapter` wrote, or its `adapter_model.safetensors`; a folder of Hugging Face PEFT, or
+            one that `export_adapter` wrote; a checkpoint `.ckpt` of MindPet 1.x, MindFormers or
+            TrainableParamsCheckPoint, for a network that is attached; or a folder of MindFormers with
+            `mindformers_adapter_config.json`.
         compute_dtype: As in `get_peft_model`, where loading attaches.
         adapter_name: The adapter that gets the values and is active then; a name that is new is added to an attached
             network, as by `add_adapter`. None for the active one, in a plain network 'default'.
@@ -60,7 +61,7 @@ def load_adapter(
         CompiledNetworkError: As `get_peft_model`.
     """
     check_network(net)
-    adapter = read_adapter(Path(path))
+    adapter = read_adapter(Path(path), net)
     check_tensors(adapter)
     state = state_of(net)
     undo = _prepare(net, adapter, adapter_name)
