@@ -166,8 +166,11 @@ def rotary(x: Tensor, cosine: Tensor, sine: Tensor, num_heads: int, interleaved:
     return _rotary(heads, angles[0], angles[1], _constants(float(interleaved))).reshape(x.shape)
 
 
-def _dense_operations(suffix: str) -> tuple[Any, Any, Any, Any]:
-    """Return the dense layer without and with bias, and the two with LoRA's branch."""
+_bias_back = _operation("bias_back", 1)
+
+
+def _dense_operations(suffix: str) -> tuple[tuple[Any, Any, Any], tuple[Any, Any, Any]]:
+    """Return the dense layer without bias, with a frozen and with a trained one, and the three with LoRA's branch."""
     dense_back = _operation("dense_back" + suffix, 2)
     lora_back = _operation("lora_back" + suffix, 7, 4)
 
@@ -176,6 +179,9 @@ def _dense_operations(suffix: str) -> tuple[Any, Any, Any, Any]:
 
     def biased_bprop(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
         return dense_back(dout, weight), weight, bias
+
+    def shifted_bprop(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        return dense_back(dout, weight), weight, _bias_back(dout)
 
     def lora_bprop(
         x: Tensor,
@@ -202,29 +208,58 @@ def _dense_operations(suffix: str) -> tuple[Any, Any, Any, Any]:
         dx, dlora_a, dlora_b, _ = lora_back(dout[0], x, out[1], weight, lora_a, lora_b, scale)
         return dx, weight, dlora_a, dlora_b, scale, bias
 
-    return (
+    def shifted_lora_bprop(
+        x: Tensor,
+        weight: Tensor,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        out: tuple[Tensor, ...],
+        dout: tuple[Tensor, ...],
+    ) -> tuple[Tensor, ...]:
+        dx, dlora_a, dlora_b, _ = lora_back(dout[0], x, out[1], weight, lora_a, lora_b, scale)
+        return dx, weight, dlora_a, dlora_b, scale, _bias_back(dout[0])
+
+    dense = (
         _operation("dense" + suffix, 2, 1, dense_bprop),
         _operation("dense_biased" + suffix, 3, 1, biased_bprop),
+        _operation("dense_shifted" + suffix, 3, 1, shifted_bprop),
+    )
+    lora = (
         _operation("lora" + suffix, 5, 2, lora_bprop),
         _operation("lora_biased" + suffix, 6, 2, biased_lora_bprop),
+        _operation("lora_shifted" + suffix, 6, 2, shifted_lora_bprop),
     )
+    return dense, lora
 
 
-_dense, _biased, _lora, _biased_lora = _dense_operations("")
-_dense_bf16, _biased_bf16, _lora_bf16, _biased_lora_bf16 = _dense_operations("_bf16")
+(_dense, _biased, _shifted), (_lora, _biased_lora, _shifted_lora) = _dense_operations("")
+(_dense_bf16, _biased_bf16, _shifted_bf16), (_lora_bf16, _biased_lora_bf16, _shifted_lora_bf16) = _dense_operations(
+    "_bf16"
+)
 
 
-def dense_frozen(x: Tensor, weight: Tensor, bias: Tensor | None, kind: str) -> Tensor:
+def dense_frozen(x: Tensor, weight: Tensor, bias: Tensor | None, trains_bias: bool, kind: str) -> Tensor:
     """As `kernels.dense_frozen`, with products as `kind` says."""
     frozen = _stop(weight.astype(_FLOAT))
     if bias is None:
         return _dense_bf16(x, frozen) if kind == "bf16" else _dense(x, frozen)
-    shift = _stop(bias.astype(_FLOAT))
-    return _biased_bf16(x, frozen, shift) if kind == "bf16" else _biased(x, frozen, shift)
+    shift = bias.astype(_FLOAT)
+    if trains_bias:
+        return _shifted_bf16(x, frozen, shift) if kind == "bf16" else _shifted(x, frozen, shift)
+    return _biased_bf16(x, frozen, _stop(shift)) if kind == "bf16" else _biased(x, frozen, _stop(shift))
 
 
 def lora_dense(
-    x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: Tensor, kind: str
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    scale: Tensor,
+    trains_bias: bool,
+    kind: str,
 ) -> Tensor:
     """As `kernels.lora_dense`, with the frozen product as `kind` says."""
     frozen, factor = _stop(weight.astype(_FLOAT)), _stop(scale.astype(_FLOAT))
@@ -232,8 +267,12 @@ def lora_dense(
     if bias is None:
         with_branch = _lora_bf16 if kind == "bf16" else _lora
         return with_branch(x, frozen, down, up, factor)[0]
+    shift = bias.astype(_FLOAT)
+    if trains_bias:
+        with_branch = _shifted_lora_bf16 if kind == "bf16" else _shifted_lora
+        return with_branch(x, frozen, down, up, factor, shift)[0]
     with_branch = _biased_lora_bf16 if kind == "bf16" else _biased_lora
-    return with_branch(x, frozen, down, up, factor, _stop(bias.astype(_FLOAT)))[0]
+    return with_branch(x, frozen, down, up, factor, _stop(shift))[0]
 
 
 _attention_back = _operation("attention_back", 7, 3)

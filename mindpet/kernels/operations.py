@@ -164,27 +164,36 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return plain.dense(x, weight, bias)
 
 
-def dense_frozen(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute `dense` for a weight and a bias that are not trained: no gradient reaches them.
+def dense_frozen(x: Tensor, weight: Tensor, bias: Tensor | None = None, trains_bias: bool = False) -> Tensor:
+    """Compute `dense` for a weight that is not trained: no gradient reaches it.
 
     Args:
         x: Float tensor (..., inputs).
         weight: (outputs, inputs), any float dtype.
         bias: (outputs,), any float dtype, or None for no bias.
+        trains_bias: Whether the bias is trained; otherwise no gradient reaches it either.
 
     Returns:
         A tensor (..., outputs) of the dtype of `x`.
     """
     kind = native_kind(x.dtype)
     if kind == "off":
-        return plain.dense_frozen(x, weight, bias)
-    return native.dense_frozen(x, weight, bias, kind)
+        return plain.dense_frozen(x, weight, bias, trains_bias)
+    return native.dense_frozen(x, weight, bias, trains_bias, kind)
 
 
-def lora_dense(x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: Tensor) -> Tensor:
+def lora_dense(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    scale: Tensor,
+    trains_bias: bool = False,
+) -> Tensor:
     """Compute a frozen dense layer with LoRA's branch, `x W^T + b + scale * x A^T B^T` (arXiv:2106.09685).
 
-    Gradients reach `x`, `lora_a` and `lora_b`, nothing else.
+    Gradients reach `x`, `lora_a` and `lora_b`, and `bias` where it is trained; nothing else.
 
     Args:
         x: Float tensor (..., inputs).
@@ -193,14 +202,15 @@ def lora_dense(x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, l
         lora_a: (rank, inputs), any float dtype.
         lora_b: (outputs, rank), any float dtype.
         scale: Scalar tensor, alpha / rank.
+        trains_bias: Whether the bias is trained.
 
     Returns:
         A tensor (..., outputs) of the dtype of `x`.
     """
     kind = native_kind(x.dtype)
     if kind == "off":
-        return plain.lora_dense(x, weight, bias, lora_a, lora_b, scale)
-    return native.lora_dense(x, weight, bias, lora_a, lora_b, scale, kind)
+        return plain.lora_dense(x, weight, bias, lora_a, lora_b, scale, trains_bias)
+    return native.lora_dense(x, weight, bias, lora_a, lora_b, scale, trains_bias, kind)
 
 
 def attention(

@@ -116,18 +116,20 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product.reshape((*x.shape[:-1], weight.shape[0]))
 
 
-def dense_frozen(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute a dense layer through which no gradient reaches weight and bias."""
+def dense_frozen(x: Tensor, weight: Tensor, bias: Tensor | None, trains_bias: bool) -> Tensor:
+    """Compute a dense layer through which no gradient reaches the weight."""
     shift = bias
-    if bias is not None:
+    if bias is not None and not trains_bias:
         shift = ops.stop_gradient(bias)
     return dense(x, ops.stop_gradient(weight), shift)
 
 
-def lora_dense(x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: Tensor) -> Tensor:
+def lora_dense(
+    x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: Tensor, trains_bias: bool
+) -> Tensor:
     """Compute the branch beside the frozen layer."""
     branch = dense(dense(x, lora_a, None), lora_b, None)
-    return dense_frozen(x, weight, bias) + branch * ops.stop_gradient(scale).astype(x.dtype)
+    return dense_frozen(x, weight, bias, trains_bias) + branch * ops.stop_gradient(scale).astype(x.dtype)
 
 
 def attention(

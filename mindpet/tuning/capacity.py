@@ -16,6 +16,7 @@ import numpy as np
 from mindspore import Parameter, nn
 
 from mindpet.delta.lora_conv2d import LoRAConv2d
+from mindpet.tuning.accelerate import plain_class
 from mindpet.tuning.config import PeftConfig
 from mindpet.tuning.layers import Network
 from mindpet.tuning.plans.plan import Plan
@@ -220,12 +221,12 @@ def _check_places(state: PeftState, plans: Sequence[Plan]) -> None:
             )
         for path, cell in cells.items():
             other = attached[path]
-            if type(cell) is not type(other) or getattr(cell, "feedforward", None) != getattr(
+            if plain_class(cell) is not plain_class(other) or getattr(cell, "feedforward", None) != getattr(
                 other, "feedforward", None
             ):
                 raise InputError(
                     f"the adapter needs another kind of {plan.config.method} at {path} than the one attached"
-                    f" ({type(other).__name__}); give the configuration the same variant and feedforward_modules"
+                    f" ({plain_class(other).__name__}); give the configuration the same variant and feedforward_modules"
                 )
 
 

@@ -12,6 +12,7 @@ from mindspore import dtype as mstype
 
 from mindpet.delta.lora import LoRADense
 from mindpet.delta.stacked_lora import StackedLoRADense
+from mindpet.tuning.accelerate import plain_class
 from mindpet.tuning.adapters import current_values, require_changeable
 from mindpet.tuning.capacity import Slot, slots_of
 from mindpet.tuning.compiled import forget_compiled, refuse_captured
@@ -131,9 +132,10 @@ def _require_stacked(network: nn.Cell) -> Stacked:
 
 def _check_kinds(state: PeftState) -> None:
     for path, cell in state.cells.items():
-        if type(cell) is not LoRADense:
+        kind = plain_class(cell)
+        if kind is not LoRADense:
             raise InputError(
-                f"{path} is a {type(cell).__name__}, and only LoRA on dense layers can be chosen for each example; run"
+                f"{path} is a {kind.__name__}, and only LoRA on dense layers can be chosen for each example; run"
                 " the examples of each adapter as a batch of their own, after mindpet.set_adapter"
             )
     if not state.cells:

@@ -72,24 +72,28 @@ def test_lora_dense(mode, kind, has_bias):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_dense_frozen_hands_nothing_to_its_weight(mode, kind):
+def test_dense_frozen_hands_nothing_to_its_weight_and_to_a_bias_only_if_it_is_trained(mode, kind):
     kernels.use_kernels(kind)
-    weight, bias = Parameter(Tensor(random(4, 5).astype(np.float32)), name="weight"), Parameter(ops.ones(4), name="b")
 
     class Layer(nn.Cell):
         def __init__(self):
             super().__init__()
-            self.weight = weight
-            self.bias = bias
+            self.weight = Parameter(Tensor(random(4, 5).astype(np.float32)))
+            self.frozen = Parameter(ops.ones(4))
+            self.trained = Parameter(ops.ones(4))
 
         def construct(self, x):
-            return kernels.dense_frozen(x, self.weight, self.bias).sum()
+            output = kernels.dense_frozen(x, self.weight, self.frozen)
+            return (output + kernels.dense_frozen(x, self.weight, self.trained, True)).sum()
 
-    gradient, (by_weight, by_bias) = mindspore.grad(Layer(), 0, (weight, bias))(*float32(random(2, 5)))
-    expected = np.tile(random(4, 5).sum(0), (2, 1))
+    layer = Layer()
+    parameters = (layer.weight, layer.frozen, layer.trained)
+    gradient, (by_weight, by_frozen, by_trained) = mindspore.grad(layer, 0, parameters)(*float32(random(2, 5)))
+    expected = np.tile(2 * random(4, 5).sum(0), (2, 1))
     assert error(gradient, expected) <= (1e-2 if kind == "bf16" else 1e-5)
     assert not by_weight.asnumpy().any()
-    assert not by_bias.asnumpy().any()
+    assert not by_frozen.asnumpy().any()
+    assert (by_trained.asnumpy() == 2).all()
 
 
 @BRAIN

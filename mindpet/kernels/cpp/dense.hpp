@@ -3,6 +3,7 @@
 
 #include "brain.hpp"
 #include "gemm.hpp"
+#include "loops.hpp"
 
 namespace MINDPET_ISA {
 
@@ -58,6 +59,13 @@ template <class Tiles>
 inline void dense_back(const float* dy, const float* weight, float* dx, long rows, long outputs, long inputs) {
   const Term<Tiles> base = {prepare<Tiles>(dy, rows, outputs), row_major(weight, inputs), outputs};
   product(rows, inputs, base, NOTHING, dx);
+}
+
+// sums[columns] = dy summed over its rows: the gradient of a bias that is trained beside a frozen weight.
+inline void bias_back(const float* dy, float* sums, long rows, long columns) {
+  for_rows_with_sums(rows, columns, {sums}, [&](long row, float* part) {
+    for_vectors(columns, [&](long i, long size) { add_to(part + i, load_upto(dy + row * columns + i, size), size); });
+  });
 }
 
 // to[rows, rank] = scale a b: the narrow products of LoRA's branch.

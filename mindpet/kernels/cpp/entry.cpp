@@ -16,8 +16,8 @@ using mindpet::DenseKernels;
 using mindpet::DenseSizes;
 using mindpet::RotarySizes;
 
-// To be raised, here and in native.py, when a function takes other inputs or outputs than before.
-constexpr int INTERFACE = 1;
+// To be raised, here and in switch.py, when a function takes other inputs or outputs than before.
+constexpr int INTERFACE = 2;
 
 // A call: what `in` and `out` count is the place among inputs and outputs together; a negative one counts from the end.
 struct Call {
@@ -146,17 +146,22 @@ void rotary(const Call& call, const mindpet::Kernels& with, float direction) {
     return guarded(#name, [&](const mindpet::Kernels& with) { __VA_ARGS__; });                                      \
   }
 
-// A name for each set of inputs: MindSpore takes operations of one name for one operation, with one gradient.
+// A name for each set of inputs, and for each set of gradients: MindSpore takes operations of one name for one
+// operation, with one gradient. A bias that is trained is a `shift`.
 MINDPET_OPERATION(dense, dense(call, with.dense, false))
 MINDPET_OPERATION(dense_biased, dense(call, with.dense, true))
 MINDPET_OPERATION(dense_bf16, dense(call, with.dense_bf16, false))
 MINDPET_OPERATION(dense_biased_bf16, dense(call, with.dense_bf16, true))
+MINDPET_OPERATION(dense_shifted, dense(call, with.dense, true))
+MINDPET_OPERATION(dense_shifted_bf16, dense(call, with.dense_bf16, true))
 MINDPET_OPERATION(dense_back, dense_back(call, with.dense))
 MINDPET_OPERATION(dense_back_bf16, dense_back(call, with.dense_bf16))
 MINDPET_OPERATION(lora, lora(call, with.dense, false))
 MINDPET_OPERATION(lora_biased, lora(call, with.dense, true))
 MINDPET_OPERATION(lora_bf16, lora(call, with.dense_bf16, false))
 MINDPET_OPERATION(lora_biased_bf16, lora(call, with.dense_bf16, true))
+MINDPET_OPERATION(lora_shifted, lora(call, with.dense, true))
+MINDPET_OPERATION(lora_shifted_bf16, lora(call, with.dense_bf16, true))
 MINDPET_OPERATION(lora_back, lora_back(call, with.dense))
 MINDPET_OPERATION(lora_back_bf16, lora_back(call, with.dense_bf16))
 MINDPET_OPERATION(layer_norm, layer_norm(call, with, false))
@@ -167,6 +172,9 @@ MINDPET_OPERATION(attention_back, attention_back(call, with, false))
 MINDPET_OPERATION(attention_back_masked, attention_back(call, with, true))
 MINDPET_OPERATION(rotary, rotary(call, with, 1.0f))
 MINDPET_OPERATION(rotary_back, rotary(call, with, -1.0f))
+
+// dy -> dbias
+MINDPET_OPERATION(bias_back, with.bias_back(call.in(0), call.out(1), call.rows(0), call.columns(0)))
 
 // x -> y, and x, dy -> dx
 MINDPET_OPERATION(gelu, with.gelu(call.in(0), call.out(1), call.size(0)))

@@ -52,6 +52,7 @@ extern const Kernels TABLE_OF(MINDPET_ISA) = {
 #else
     {},
 #endif
+    MINDPET_ISA::bias_back,
     [](const float* x, float* y, long count) { map(x, y, count, MINDPET_ISA::gelu); },
     [](const float* x, const float* dy, float* dx, long count) { map_back(x, dy, dx, count, gelu_slope); },
     [](const float* x, float* y, long count) { map(x, y, count, MINDPET_ISA::gelu_tanh); },

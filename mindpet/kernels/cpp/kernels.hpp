@@ -42,6 +42,7 @@ struct DenseKernels {
 struct Kernels {
   DenseKernels dense;
   DenseKernels dense_bf16;  // null functions where the processor has no bfloat16 products
+  void (*bias_back)(const float* dy, float* sums, long rows, long columns);
   void (*gelu)(const float* x, float* y, long count);
   void (*gelu_back)(const float* x, const float* dy, float* dx, long count);
   void (*gelu_tanh)(const float* x, float* y, long count);

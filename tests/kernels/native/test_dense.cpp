@@ -82,9 +82,23 @@ void test_sizes(const std::string& name, const DenseKernels& with, DenseSizes s,
   });
 }
 
+void test_bias(const Machine& machine) {
+  for (const auto& [rows, columns] : {std::pair<long, long>{0, 3}, {1, 1}, {31, 17}, {100, 50}}) {
+    const Numbers dy = numbers(rows, columns, 1);
+    Exact sums(static_cast<std::size_t>(columns));
+    for (std::size_t i = 0; i < dy.size(); ++i) sums[i % sums.size()] += dy[i];
+    check(machine.name + " bias of " + std::to_string(columns), {sums}, FLOAT_ERROR, [&, rows = rows, columns = columns] {
+      std::vector<Numbers> found = {blank(static_cast<std::size_t>(columns))};
+      machine.kernels->bias_back(dy.data(), found[0].data(), rows, columns);
+      return found;
+    });
+  }
+}
+
 }  // namespace
 
 void test_dense(const Machine& machine) {
+  test_bias(machine);
   struct {
     DenseSizes sizes;
     long rank;
