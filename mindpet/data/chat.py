@@ -107,7 +107,7 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self._special,
             )
-        except (jinja2.TemplateError, TypeError) as error:
+        except Exception as error:  # A template is a program: it can fail in any way.
             raise InputError(
                 f"{self.place}: the chat template refuses the roles {', '.join(message.role for message in messages)} "
                 f"({error}); give messages as the model expects them."
@@ -166,7 +166,8 @@ def load_chat_template(folder: str | Path) -> ChatTemplate:
     path = folder / "tokenizer_config.json"
     named = read_tokenizer_config(folder).get("chat_template")
     if isinstance(named, list):
-        named = next((entry.get("template") for entry in named if entry.get("name") == "default"), None)
+        by_name = {entry.get("name"): entry.get("template") for entry in named if isinstance(entry, dict)}
+        named = by_name.get("default", named)
     if named is not None:
         if not isinstance(named, str):
             raise InputError(f"{path}: 'chat_template' is {named!r:.40}; expected a text: fetch the file again.")

@@ -10,6 +10,7 @@ from mindpet.data.tokenizer import load_tokenizer
 from mindpet.storage.gguf import read_gguf
 from mindpet.utils.exceptions import InputError
 from tests.data import tiny_llama
+from tests.data.tiny_tokenizers import TEXTS
 
 FIELDS = tiny_llama.gguf_fields()
 WEIGHTS = tiny_llama.llama_weights()
@@ -68,7 +69,7 @@ def test_the_tokenizer_splits_digits_and_knows_the_special_tokens(tmp_path):
         "<|im_start|>",
         *"2024",
     ]
-    for text in tiny_llama.TEXTS:
+    for text in TEXTS:
         assert tokenizer.decode(tokenizer.tokenize(text).ids, skip_special_tokens=False) == text
 
 

@@ -1,51 +1,13 @@
-"""A very small Llama as a GGUF file, and the byte-level tokenizers that language models have."""
+"""A very small Llama as a GGUF file."""
 
 import json
 
 import gguf
 import numpy as np
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from tests.data.tiny_tokenizers import CHATML, SPECIAL, byte_level
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, WIDE, LAYERS = 64, 4, 2, 16, 96, 2
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-TEXTS = [
-    "Hello, world! The quick brown fox jumps over the lazy dog in 2024.",
-    "  two spaces, a\ttab\nand\r\n\r\nlines   end  ",
-    "北京真的很美，你说呢？ 你好😀 naïve café 한국어",
-    "don't I'll we're 3.14 1234567 ½ x² Ⅷ",
-    "<|im_start|>user\nhi<|im_end|>\n",
-    "",
-]
-CHATML = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nBe helpful.<|im_end|>\n' }}{% endif %}"
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-def byte_level(special=SPECIAL, split=None):
-    """Return a byte-level BPE that has learnt some merges; `split` stands before the bytes."""
-    backend = tokenizers.Tokenizer(models.BPE())
-    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split is None)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_only]) if split else bytes_only
-    backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.ByteLevel(trim_offsets=True)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=sorted(alphabet), show_progress=False
-    )
-    backend.train_from_iterator(TEXTS * 3, trainer)
-    return backend
-
-
-def write_tokenizer(folder, backend, **config):
-    """Write a folder with tokenizer.json and tokenizer_config.json, and return it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    backend.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return folder
 
 
 def llama_weights(seed=0):
