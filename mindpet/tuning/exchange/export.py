@@ -15,6 +15,7 @@ from mindpet.tuning.exchange.adapter import find_bad_values, list_some
 from mindpet.tuning.exchange.folder import CONFIG_FILE, TENSOR_FILE, check_target, staged_folder, write_tensors
 from mindpet.tuning.exchange.peft.prompt import PROMPT, write_projection
 from mindpet.tuning.exchange.peft.write import as_peft
+from mindpet.tuning.exchange.pooling import warn_of_pooling
 from mindpet.tuning.exchange.vllm import RANKS, check_vllm
 from mindpet.tuning.state import PeftState, check_at_work, require_state
 from mindpet.utils.exceptions import InputError
@@ -77,6 +78,7 @@ def export_adapter(
         raise InputError(f"the adapter cannot be exported: {list_some(bad)}; train again with a lower learning rate")
     if format == "vllm":
         check_vllm(found.config, found.tensors, max_lora_rank)
+    warn_of_pooling(net)
     with staged_folder(target, overwrite) as staged:
         write_tensors(staged / TENSOR_FILE, found.tensors, _METADATA)
         write_json(staged / CONFIG_FILE, found.config)

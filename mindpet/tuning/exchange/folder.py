@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -113,8 +113,13 @@ def write_folder(
 
 
 @contextmanager
-def staged_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
+def staged_folder(folder: Path, overwrite: bool, check: Callable[[Path, bool], None] = check_target) -> Iterator[Path]:
     """Give a folder to write into, which gets the name `folder` when all is written, or is removed after an error.
+
+    Args:
+        folder: The name. The folders above it are made.
+        overwrite: Whether a folder of that name is replaced.
+        check: Refuses a place where something would be lost.
 
     Raises:
         InputError: It cannot be written, or something stands there that is not to be replaced.
@@ -124,7 +129,7 @@ def staged_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     try:
         make_folder(staged)
         yield staged
-        check_target(folder, overwrite)
+        check(folder, overwrite)
         place_folder(staged, folder, overwrite)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
