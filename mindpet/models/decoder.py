@@ -121,7 +121,11 @@ class DecoderLayer(nn.Cell):
 
 
 class DecoderModel(nn.Cell):
-    """Embedding, blocks and the last normalisation."""
+    """Embedding, blocks and the last normalisation.
+
+    It takes what its attentions' prefixes share: a cell that is assigned to `shared_prefix` is given the mask, and what
+    it returns stands in the mask's place up to the attentions' `prefix`.
+    """
 
     def __init__(self, config: DecoderConfig, compute_dtype: mindspore.Type) -> None:
         super().__init__()
@@ -133,6 +137,7 @@ class DecoderModel(nn.Cell):
         self.frequencies = Tensor(config.rope.frequencies(config.rotated))
         self.layers = nn.CellList([DecoderLayer(config) for _ in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.shared_prefix: nn.Cell | None = None
 
     def construct(
         self, input_ids: Tensor, attention_mask: Tensor, past: Past | None
@@ -142,6 +147,8 @@ class DecoderModel(nn.Cell):
         angles = ops.expand_dims(positions.astype(mindspore.float32), -1) * self.frequencies
         cosine, sine = ops.cos(angles), ops.sin(angles)
         mask = additive_mask(attention_mask)
+        if past is None and self.shared_prefix is not None:
+            mask = self.shared_prefix(mask)
         hidden = self.embed_tokens(input_ids).astype(self.compute_dtype)
         layers = []
         for number, block in enumerate(self.layers):

@@ -97,7 +97,11 @@ class GPT2Block(nn.Cell):
 
 
 class GPT2Model(nn.Cell):
-    """Embeddings, blocks and the last normalisation."""
+    """Embeddings, blocks and the last normalisation.
+
+    It takes what its attentions' prefixes share: a cell that is assigned to `shared_prefix` is given the mask, and what
+    it returns stands in the mask's place up to the attentions' `prefix`.
+    """
 
     def __init__(self, config: GPT2Config, compute_dtype: mindspore.Type) -> None:
         super().__init__()
@@ -109,6 +113,7 @@ class GPT2Model(nn.Cell):
         self.drop = Dropout(config.embd_pdrop)
         self.h = nn.CellList([GPT2Block(config) for _ in range(config.n_layer)])
         self.ln_f = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.shared_prefix: nn.Cell | None = None
 
     def construct(
         self, input_ids: Tensor, attention_mask: Tensor, past: Past | None
@@ -117,6 +122,8 @@ class GPT2Model(nn.Cell):
         positions = self.positions(attention_mask, None if past is None else past[1])
         hidden = self.drop(self.wte(input_ids) + self.wpe(positions)).astype(self.compute_dtype)
         mask = additive_mask(attention_mask)
+        if past is None and self.shared_prefix is not None:
+            mask = self.shared_prefix(mask)
         layers = []
         for number, block in enumerate(self.h):
             hidden, layer = block(hidden, mask, None if past is None else past[0][number])
