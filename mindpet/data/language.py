@@ -54,7 +54,11 @@ class _Encoded(NamedTuple):
 
 
 def encode(
-    examples: Sequence[LanguageExample], tokenizer: Tokenizer, template: ChatTemplate, max_length: int | None = None
+    examples: Sequence[LanguageExample],
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    max_length: int | None = None,
+    cut_passages: bool = True,
 ) -> TokenSequences:
     """Return the tokens and targets of `examples`.
 
@@ -72,6 +76,7 @@ def encode(
         tokenizer: Of the model.
         template: Of the model.
         max_length: The largest number of tokens; None takes examples as they are.
+        cut_passages: Whether a passage may not be longer either; `mindpet.data.packing.pack` cuts it without a loss.
 
     Raises:
         InputError: The template refuses a conversation, or nothing that is to be learnt has room in `max_length` (file
@@ -80,7 +85,8 @@ def encode(
     input_ids, labels, prompts, targets = [], [], 0, 0
     for example in examples:
         encoded = _encode_example(example, tokenizer, template)
-        if max_length is not None and len(encoded.ids) > max_length:
+        may_be_cut = cut_passages or isinstance(example, Conversation)
+        if max_length is not None and may_be_cut and len(encoded.ids) > max_length:
             if isinstance(example, Conversation):
                 shorter = _shorten_prompt(example, tokenizer, template, max_length)
                 prompts += shorter != example

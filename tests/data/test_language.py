@@ -129,6 +129,15 @@ def test_an_answer_or_passage_that_is_too_long_loses_its_end(tokenizer, template
     assert cut.labels[1][-1] == -1 and (cut.labels[1][:-1] >= 0).all()
 
 
+def test_a_passage_to_be_packed_stays_whole(tokenizer, template):
+    examples = [talk("Go", "word " * 80), Passage("word " * 80, "x")]
+    kept = encode(examples, tokenizer, template, 70, cut_passages=False)
+    assert kept.lengths == [70, encode(examples, tokenizer, template).lengths[1]]
+    assert kept.shortened_targets == 1
+    packed = pack(kept, 70)
+    assert max(packed.lengths) == 70 and packed.target_count == kept.target_count
+
+
 @pytest.mark.parametrize(
     ("example", "max_length", "message"),
     [
