@@ -6,7 +6,9 @@ import pytest
 from mindspore import Tensor
 
 import mindpet
+from mindpet.models.auto import load_causal_lm
 from mindpet.models.bert import BertForSequenceClassification
+from mindpet.models.generation import generate
 from mindpet.tuning.state import state_of
 from tests.methods import move_adapter
 
@@ -78,3 +80,47 @@ def test_bert_gives_pefts_logits(tmp_path, form, room):
         expected = theirs(*map(torch.tensor, (ids, mask)), token_type_ids=torch.tensor(types)).logits.numpy()
     logits = ours(*(Tensor(one.astype(np.int32)) for one in (ids, mask, types)))
     np.testing.assert_allclose(logits.asnumpy(), expected, rtol=0, atol=2e-5)
+
+
+GROUPED = SHARED | {"num_key_value_heads": 2, "tie_word_embeddings": False}
+ENDLESS = {"bos_token_id": None, "eos_token_id": None}
+DECODERS = {
+    "gpt2": {"n_layer": LAYERS, "n_head": 4, "n_embd": WIDTH, "n_positions": 16, "vocab_size": 51},
+    "llama": GROUPED,
+    "qwen2": GROUPED,
+    "glm": GROUPED | {"head_dim": 6, "partial_rotary_factor": 0.5, "attention_bias": True},
+}
+
+
+def random_decoder(kind, folder):
+    """Let transformers make and save a language model with weights of a size that tells."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(kind, **DECODERS[kind] | ENDLESS | {"initializer_range": 0.3})
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("form", ["prefix tuning", "a projected table"])
+@pytest.mark.parametrize("kind", DECODERS)
+def test_language_models_give_pefts_logits_and_tokens(tmp_path, kind, form):
+    import torch
+
+    model = random_decoder(kind, tmp_path)
+    ours = attach(load_causal_lm(tmp_path, dropout=0.0), form, 2)
+    theirs = with_their_prefix(model, "CAUSAL_LM", prompt_of(ours))
+    ids, mask = texts()
+    with torch.no_grad():
+        expected = theirs(*map(torch.tensor, (ids, mask))).logits.numpy()
+    logits = ours(*(Tensor(one.astype(np.int32)) for one in (ids, mask))).asnumpy()
+    np.testing.assert_allclose(logits[mask > 0], expected[mask > 0], rtol=0, atol=1e-4)
+
+    prompts, seen = ids[:, :4], mask[:, :4]
+    with torch.no_grad():
+        continued = theirs.generate(
+            input_ids=torch.tensor(prompts), attention_mask=torch.tensor(seen), max_new_tokens=5, do_sample=False
+        )
+    assert np.array_equal(generate(ours, prompts, seen, 5), continued[:, 4:].numpy())
