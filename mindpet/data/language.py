@@ -87,19 +87,12 @@ def encode(
         encoded = _encode_example(example, tokenizer, template)
         may_be_cut = cut_passages or isinstance(example, Conversation)
         if max_length is not None and may_be_cut and len(encoded.ids) > max_length:
-            if isinstance(example, Conversation):
-                shorter = _shorten_prompt(example, tokenizer, template, max_length)
-                prompts += shorter != example
-                encoded = _encode_example(shorter, tokenizer, template)
-            if len(encoded.ids) > max_length:
-                targets += 1
-                encoded = _Encoded(encoded.ids[:max_length], encoded.is_target[:max_length])
-        if not encoded.is_target[1:].any():
-            raise InputError(
-                f"{example.place}: none of the answer has room in {max_length} tokens; allow more, or shorten it."
-                if max_length is not None
-                else f"{example.place}: there is nothing to learn in one token; give a longer text."
-            )
+            shorter = _shorten_prompt(example, tokenizer, template, max_length)
+            prompts += shorter != example
+            encoded = _encode_example(shorter, tokenizer, template)
+            targets += len(encoded.ids) > max_length
+            encoded = _Encoded(encoded.ids[:max_length], encoded.is_target[:max_length])
+        _require_target(encoded, example, max_length)
         input_ids.append(encoded.ids)
         labels.append(_next_tokens(encoded))
     return TokenSequences(tuple(input_ids), tuple(labels), prompts, targets)
@@ -140,6 +133,14 @@ def _encode_parts(parts: Sequence[Part], tokenizer: Tokenizer, add_special_token
     return _Encoded(np.append(tokens.ids, np.int32(tokenizer.eos_id)), np.append(is_target, True))
 
 
+def _require_target(encoded: _Encoded, example: LanguageExample, max_length: int | None) -> None:
+    if encoded.is_target[1:].any():
+        return
+    if max_length is None:
+        raise InputError(f"{example.place}: there is nothing to learn in one token; give a longer text.")
+    raise InputError(f"{example.place}: none of the answer has room in {max_length} tokens; allow more, or shorten it.")
+
+
 def _next_tokens(encoded: _Encoded) -> np.ndarray:
     """Return the labels of an example: at each place the token that follows, where it is a target."""
     labels = np.full(len(encoded.ids), NO_TARGET, np.int32)
@@ -148,21 +149,24 @@ def _next_tokens(encoded: _Encoded) -> np.ndarray:
 
 
 def _shorten_prompt(
-    conversation: Conversation, tokenizer: Tokenizer, template: ChatTemplate, max_length: int
-) -> Conversation:
-    """Return a conversation whose prompts have lost as much as is too much, or as much as they can."""
-    messages = list(conversation.messages)
-    while (excess := len(_encode_example(conversation, tokenizer, template).ids) - max_length) > 0:
+    example: LanguageExample, tokenizer: Tokenizer, template: ChatTemplate, max_length: int
+) -> LanguageExample:
+    """Return an example whose prompts, if it has any, have lost as much as is too much, or as much as they can."""
+    if isinstance(example, Passage):
+        return example
+    messages = list(example.messages)
+    while (excess := len(_encode_example(example, tokenizer, template).ids) - max_length) > 0:
         own = [place for place, message in enumerate(messages) if message.role != ASSISTANT]
         tokens = {place: tokenizer.tokenize(messages[place].content, add_special_tokens=False) for place in own}
         longest = max(own, key=lambda place: len(tokens[place].ids))
-        keep = max(1, len(tokens[longest].ids) - excess)
-        if keep >= len(tokens[longest].ids):
+        content, spans = messages[longest].content, tokens[longest].spans
+        # Where a character has several tokens, the one to keep may end with the text: a character goes in any case.
+        end = min(int(spans[max(0, len(spans) - excess - 1), 1]), len(content) - 1)
+        if end < 1:
             break
-        end = int(tokens[longest].spans[keep - 1, 1])
-        messages[longest] = messages[longest]._replace(content=messages[longest].content[:end])
-        conversation = replace(conversation, messages=tuple(messages))
-    return conversation
+        messages[longest] = messages[longest]._replace(content=content[:end])
+        example = replace(example, messages=tuple(messages))
+    return example
 
 
 class LanguageBatch(NamedTuple):

@@ -114,6 +114,14 @@ def test_a_long_prompt_loses_its_end_and_the_answer_stays(tokenizer, template):
         assert (cut.shortened_prompts, cut.shortened_targets) == (1, 0)
 
 
+def test_a_prompt_of_characters_in_several_tokens_is_cut_between_them(tokenizer, template):
+    whole = encode([talk("😀" * 20, "Yes")], tokenizer, template)
+    for length in range(whole.lengths[0] - 9, whole.lengths[0]):
+        cut = encode([talk("😀" * 20, "Yes")], tokenizer, template, length)
+        assert length - 4 < cut.lengths[0] <= length
+        assert "\ufffd" not in tokenizer.decode(cut.input_ids[0])
+
+
 def test_the_longest_message_is_cut_and_never_an_answer(tokenizer, template):
     conversation = talk("short", "answer " * 8, "long " * 40, "end", system="Be brief.")
     cut = encode([conversation], tokenizer, template, 110)
