@@ -75,10 +75,10 @@ def _assert_same_run(one, other):
     ("changes", "stop"),
     [
         ({}, 4),
-        ({"lora_dropout": 0.1, "dropout": 0.1}, STEPS_PER_EPOCH),
+        ({"lora_dropout": 0.1, "dropout": 0.1, "r_drop": 4.0}, STEPS_PER_EPOCH),
         ({"dtype": "float16", "lora_dropout": 0.1}, STEPS_PER_EPOCH + 2),
     ],
-    ids=["plain", "dropouts, stopped before an epoch's evaluation", "float16"],
+    ids=["plain", "dropouts and R-Drop, stopped before an epoch's evaluation", "float16"],
 )
 def test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(monkeypatch, task, changes, stop):
     assert finetune(_settings(task, "whole", **changes), QUIET).finished
