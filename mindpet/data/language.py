@@ -160,10 +160,10 @@ def _shorten_prompt(
         tokens = {place: tokenizer.tokenize(messages[place].content, add_special_tokens=False) for place in own}
         longest = max(own, key=lambda place: len(tokens[place].ids))
         content, spans = messages[longest].content, tokens[longest].spans
-        # Where a character has several tokens, the one to keep may end with the text: a character goes in any case.
-        end = min(int(spans[max(0, len(spans) - excess - 1), 1]), len(content) - 1)
-        if end < 1:
+        if len(content) < 2:
             break
+        # Where a character has several tokens, the last one kept may end with the text: a character goes in any case.
+        end = max(1, min(int(spans[max(0, len(spans) - excess - 1), 1]), len(content) - 1))
         messages[longest] = messages[longest]._replace(content=content[:end])
         example = replace(example, messages=tuple(messages))
     return example
