@@ -15,7 +15,7 @@ from mindpet.utils.nearest import nearest_names
 
 __all__ = ["app", "main"]
 
-_COMMANDS = ("finetune", "demo", "doctor")
+_COMMANDS = ("finetune", "demo", "evaluate", "infer", "merge", "export", "inspect", "doctor")
 
 # What the launcher of MindPet 1.0.4 took and no command here takes, and what does the same now.
 _OF_1_0_4 = {

@@ -1,0 +1,37 @@
+"""`mindpet export`: a run for other libraries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mindpet.cli._serving import MODEL, OUT, OVERWRITE, RUN, progress
+
+__all__ = ["command"]
+
+
+def command(
+    run: Annotated[Path, RUN],
+    out: Annotated[Path, OUT],
+    form: Annotated[
+        Literal["peft", "vllm", "hf"],
+        typer.Option(
+            "--format",
+            help="peft: adapter for Hugging Face PEFT; vllm: one that vLLM serves; hf: whole model for transformers.",
+        ),
+    ],
+    overwrite: Annotated[bool, OVERWRITE] = False,
+    model: Annotated[Path | None, MODEL] = None,
+) -> None:
+    """Write a run in the form of another library.
+
+    Example: mindpet export runs/demo --format peft --out adapters/news
+    """
+    from mindpet.train.exporting import export
+    from mindpet.train.serve import open_run
+
+    notify = progress()
+    export(open_run(run, model, notify), out, form, overwrite=overwrite, notify=notify)
+    print(f"{form}: {out}")

@@ -1,0 +1,128 @@
+"""How well an opened network does on data: the figures of `mindpet evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindpet.data.batches import length_buckets
+from mindpet.data.dataset import ClassificationData, Split, load_data
+from mindpet.data.instructions import load_instructions
+from mindpet.data.language import LanguageBatches, encode, encode_prompt
+from mindpet.data.language_data import Conversation, LanguageExample
+from mindpet.train.answering import logits_of
+from mindpet.train.completing import Writing, write_behind
+from mindpet.train.evaluate import sum_losses
+from mindpet.train.losses import LanguageLoss
+from mindpet.train.metrics import accuracy, macro_f1, perplexity, rouge
+from mindpet.train.serve import Notify, Served
+from mindpet.utils.exceptions import InputError
+from mindpet.utils.nearest import nearest_names
+
+__all__ = ["evaluate"]
+
+_NEW_TOKENS = 128  # of an answer, where nothing else is said
+
+
+def evaluate(
+    served: Served, data: Path | None, split: str, notify: Notify, max_new_tokens: int | None = None
+) -> dict[str, Any]:
+    """Return the figures of a network on a split of data.
+
+    Args:
+        served: The network.
+        data: What to read; None for the run's own data. Both are divided as for a run, by the run's seed.
+        split: 'train', 'valid', 'test', or 'all' of them: for data that the run has never seen.
+        notify: Called with one sentence before steps that take a while.
+        max_new_tokens: Of a language model's answers, at most; None for 128. A classifier writes nothing.
+
+    Returns:
+        `task`, `data`, `split` and the number of `texts`. Of a classifier `accuracy` and `macro_f1`. Of a language
+        model the number of `targets` and their `perplexity`; for conversations also `rouge1`, `rouge2` and `rougeL` of
+        what it writes in the place of each last answer, always taking the likeliest token. Shares are from 0 to 1.
+
+    Raises:
+        InputError: The data cannot be read, has a label that the network does not know, or has a text for which the
+            network has no room.
+    """
+    source, seed = data or served.settings.data, served.settings.seed
+    if served.is_language:
+        texts = load_instructions(source, seed, notify)
+        examples = [example for part in _parts(texts, split) for example in part]
+        name, count = texts.name, len(examples)
+        figures = _score_language(served, examples, max_new_tokens or _NEW_TOKENS, notify)
+    else:
+        labelled = load_data(source, seed, notify)
+        parts = _parts(labelled, split)
+        name, count = labelled.name, sum(map(len, parts))
+        figures = _score_classifier(served, labelled, parts)
+    return {"task": served.settings.task, "data": name, "split": split, "texts": count, **figures}
+
+
+def _parts(data: Any, split: str) -> list[Any]:
+    return [data.train, data.valid, data.test] if split == "all" else [getattr(data, split)]
+
+
+def _score_classifier(served: Served, data: ClassificationData, parts: Sequence[Split]) -> dict[str, float]:
+    texts = [text for part in parts for text in part.texts]
+    labels = _numbers(served, data)[np.concatenate([part.labels for part in parts])]
+    predicted = logits_of(served, texts).argmax(axis=1)
+    return {"accuracy": accuracy(predicted, labels), "macro_f1": macro_f1(predicted, labels)}
+
+
+def _numbers(served: Served, data: ClassificationData) -> np.ndarray:
+    """Return the network's class number for each of the data's."""
+    names, classes = served.label_names, served.network.config.num_labels
+    if names is None and len(data.label_names) != classes:
+        raise InputError(
+            f"{served.path} knows {classes} labels without their names, and {data.name} has {len(data.label_names)}; "
+            "name the run in place of the adapter, or the data that it was trained with"
+        )
+    known = names or data.label_names
+    for label in data.label_names:
+        if label not in known:
+            nearest = nearest_names(label, known, count=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(map(repr, known[:8]))}"
+            raise InputError(f"{data.name}: the network was not trained for the label {label!r}; {hint}")
+    return np.array([known.index(label) for label in data.label_names])
+
+
+def _score_language(
+    served: Served, examples: Sequence[LanguageExample], max_new_tokens: int, notify: Notify
+) -> dict[str, float]:
+    """Return the perplexity of what is to be learnt, and ROUGE of the last answers where there are any."""
+    size, tokenizer = served.settings.batch_size, served.tokenizer
+    assert served.template is not None
+    sequences = encode(examples, tokenizer, served.template, served.longest)
+    widths = length_buckets(sequences.lengths, served.longest, size)
+    notify(f"perplexity of {len(examples)} texts")
+    loss, targets = sum_losses(LanguageLoss(served.network), LanguageBatches(sequences, size, widths, tokenizer.pad_id))
+    figures = {"targets": targets, "perplexity": perplexity(loss, targets)}
+    talks = [example for example in examples if isinstance(example, Conversation)]
+    return figures | (rouge(*_answers(served, talks, max_new_tokens, notify)) if talks else {})
+
+
+def _answers(
+    served: Served, talks: Sequence[Conversation], max_new_tokens: int, notify: Notify
+) -> tuple[list[str], list[str]]:
+    """Return what the model writes in the place of each conversation's last message, and these messages."""
+    assert served.template is not None
+    room = served.room - max_new_tokens
+    rows = [encode_prompt(talk.messages[:-1], served.tokenizer, served.template) for talk in talks]
+    for talk, row in zip(talks, rows, strict=True):
+        if len(row) > room:
+            raise InputError(
+                f"{talk.place}: its {len(row)} tokens and {max_new_tokens} new ones are more than the {served.room} "
+                "that the model takes; shorten it or lower --max-new-tokens"
+            )
+    written: list[str] = []
+    size, order = served.settings.batch_size, sorted(range(len(rows)), key=lambda place: len(rows[place]))
+    for begin in range(0, len(rows), size):
+        notify(f"answers {begin + 1} to {min(begin + size, len(rows))} of {len(rows)}")
+        written += write_behind(
+            served, [rows[place] for place in order[begin : begin + size]], Writing(max_new_tokens=max_new_tokens)
+        )
+    return written, [talks[place].messages[-1].content for place in order]

@@ -1,0 +1,58 @@
+"""Run folders as `mindpet finetune` leaves them, made without training, and the program to be called on them."""
+
+import sys
+
+import mindspore
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from mindpet import get_peft_model, save_adapter
+from mindpet.cli import main as program
+from mindpet.models.bert import BertForSequenceClassification
+from mindpet.train import serve
+from mindpet.train.run_folder import RunFolder
+from mindpet.train.settings import FinetuneSettings
+from tests.tiny import write_bert, write_task
+
+LABELS = ("down", "up")
+
+
+def write_run(home, name="run", **options):
+    """Write a run of a tiny BERT into `home` / `name`, beside its model and its data, and return its folder.
+
+    What it has trained is random, and not close to zero.
+    """
+    model, data = home / "model", home / "task.jsonl"
+    if not model.exists():
+        write_bert(model)
+        write_task(data)
+    settings = FinetuneSettings(
+        **{"model": model, "data": data, "out": home / name, "batch_size": 4, "max_length": 8, "seed": 3} | options
+    )
+    network = BertForSequenceClassification.from_pretrained(model, num_labels=len(LABELS), pooling=settings.pooling)
+    get_peft_model(network, settings.peft_config())
+    generator = np.random.default_rng(1)
+    for parameter in network.trainable_params():
+        parameter.set_data(Tensor(generator.normal(0, 0.5, parameter.shape).astype(np.float32)))
+    folder = RunFolder(settings.out, overwrite=False)
+    folder.create(settings.of_the_run(), LABELS)
+    save_adapter(network, folder.adapter, base="tiny", data="task", metrics={"accuracy": 0.75})
+    folder.write_metrics({"accuracy": 0.75})
+    return settings.out
+
+
+def run_program(*arguments):
+    """Run the program in this process, and return its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["mindpet", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            program.main()
+    return end.value.code
+
+
+@pytest.fixture
+def opened(monkeypatch, served):
+    """Let commands take the module's `served` for the run that they name: reading and compiling take seconds."""
+    mindspore.set_context(mode=mindspore.GRAPH_MODE)
+    monkeypatch.setattr(serve, "open_run", lambda path, model=None, notify=None: served)
