@@ -7,6 +7,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,7 @@ __all__ = [
     "CONFIG_FILE",
     "PROJECTION_FILE",
     "TENSOR_FILE",
+    "Content",
     "check_target",
     "host_tensors",
     "read_folder",
@@ -38,7 +40,9 @@ CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 _CARD_FILE = "README.md"
 PROJECTION_FILE = "mindpet_projection.safetensors"  # in a folder of PEFT's, what makes its prompt
-_FILES = {CONFIG_FILE, TENSOR_FILE, _CARD_FILE, PROJECTION_FILE}
+_OF_TORCH = {"format": "pt"}  # by which transformers knows whose names they are
+_BOTTLENECK_FILES = {"adapter.safetensors", "model_head.safetensors", "head_config.json"}  # of the adapters library
+_FILES = {CONFIG_FILE, TENSOR_FILE, _CARD_FILE, PROJECTION_FILE} | _BOTTLENECK_FILES
 
 
 class _Config(BaseModel):
@@ -61,6 +65,28 @@ class _Config(BaseModel):
     base_model_name_or_path: str | None
     methods: Annotated[list[JsonValue], Field(min_length=1)]
     weights_sha256: str
+
+
+@dataclass(frozen=True)
+class Content:
+    """The files of a folder in another library's form, by name.
+
+    Attributes:
+        objects: What stands as JSON.
+        tensors: What stands as safetensors.
+        metadata: Texts for the headers of some of these, which are not for torch.
+    """
+
+    objects: dict[str, dict[str, Any]]
+    tensors: dict[str, dict[str, HostTensor]]
+    metadata: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write the files into a folder."""
+        for name, tensors in self.tensors.items():
+            write_tensors(folder / name, tensors, self.metadata.get(name, _OF_TORCH))
+        for name, content in self.objects.items():
+            write_json(folder / name, content)
 
 
 def check_target(folder: Path, overwrite: bool) -> None:

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 import mindpet
 from mindpet.models.bert import BertForSequenceClassification
+from mindpet.tuning.exchange.merged import write_merged_model
 from mindpet.tuning.exchange.own import read_own, write_own
 from mindpet.tuning.exchange.report import UnverifiedAdapterWarning
 from tests.tuning.exchange.damage import CONFIG, TENSORS
@@ -107,7 +108,10 @@ def opened_there(base, folder):
 
 def trained_here(base, config, **room):
     """Return a network with an adapter of ours whose values are random, and with nothing in the room for others."""
-    net = mindpet.get_peft_model(here(base), config, **room)
+    return perturb(mindpet.get_peft_model(here(base), config, **room))
+
+
+def perturb(net):
     generator = np.random.default_rng(1)
     write_own(
         net,
@@ -310,3 +314,72 @@ def test_the_configuration_says_all_that_readers_ask_for(tmp_path, base):
         "rank_pattern": {},
         "alpha_pattern": {},
     }
+
+
+MERGED = {
+    "LoRA": FROM_HERE["rsLoRA"],
+    "DoRA": FROM_HERE["DoRA"],
+    "IA3": FROM_HERE["IA3"],
+    "tokens": FROM_HERE["tokens"],
+    "BitFit": mindpet.BitFitConfig(),
+}
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_transformers_computes_the_same_with_the_merged_model(tmp_path, base, name):
+    net = trained_here(base, MERGED[name])
+    write_merged_model(net, base, tmp_path / "merged")
+    same(logits_there(there(tmp_path / "merged")), logits_here(net))
+
+
+BOTTLENECKS = {
+    "both": {"bottleneck_size": 7},
+    "a divisor": {"bottleneck_size": 10, "non_linearity": "relu"},
+    "after attention": {"bottleneck_size": 3, "target_modules": ["attention.output.dense"], "non_linearity": "silu"},
+    "in one layer": {"bottleneck_size": 5, "target_modules": ["layer.1.output.dense"], "non_linearity": "tanh"},
+}
+
+
+@pytest.mark.parametrize("name", BOTTLENECKS)
+def test_the_adapters_library_computes_the_same_with_a_bottleneck(tmp_path, base, name):
+    import adapters
+
+    config = mindpet.AdapterConfig(**BOTTLENECKS[name], modules_to_save=["classifier"])
+    net = trained_here(base, config, max_rank=config.bottleneck_size + 2)
+    mindpet.export_adapter(net, tmp_path / "folder", "adapters")
+    model = there(base)
+    adapters.init(model)
+    loaded = model.load_adapter(str(tmp_path / "folder"), use_safetensors=True)
+    model.set_active_adapters(loaded)
+    same(logits_there(model), logits_here(net))
+
+
+CONVOLUTIONS = {
+    "valid": {"pad_mode": "valid", "stride": 2},
+    "same": {"pad_mode": "same", "kernel_size": (3, 2)},
+    "padded, in groups": {"pad_mode": "pad", "padding": 1, "group": 2},
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_peft_convolves_the_same(tmp_path, name):
+    import peft
+    import torch
+    from mindspore import nn
+
+    fields = {"kernel_size": 3} | CONVOLUTIONS[name]
+    net = nn.SequentialCell(nn.Conv2d(4, 6, **fields, has_bias=True))
+    padding = {"valid": 0, "same": "same", "pad": fields.get("padding")}[fields["pad_mode"]]
+    groups, stride = fields.get("group", 1), fields.get("stride", 1)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(4, 6, fields["kernel_size"], stride=stride, padding=padding, groups=groups)
+    )
+    for ours, theirs in zip(net.get_parameters(), model.parameters(), strict=True):
+        theirs.data = torch.tensor(ours.asnumpy())
+    mindpet.get_peft_model(net, mindpet.LoraConfig(r=4, lora_alpha=6, target_modules=["0"]))
+    perturb(net)
+    mindpet.export_adapter(net, tmp_path / "folder")
+    x = np.random.default_rng(0).normal(size=(2, 4, 6, 5)).astype(np.float32)
+    with torch.no_grad():
+        there = peft.PeftModel.from_pretrained(model, tmp_path / "folder")(torch.tensor(x)).numpy()
+    same(there, net(Tensor(x)).asnumpy())

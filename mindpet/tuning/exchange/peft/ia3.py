@@ -9,6 +9,7 @@ from mindspore import nn
 
 from mindpet.tuning.config import IA3Config
 from mindpet.tuning.exchange.peft.frame import Family, Leaf, Source
+from mindpet.tuning.exchange.peft.matching import pin
 from mindpet.tuning.layers import Network, view_layer
 from mindpet.utils.names import DELTA_MARK
 
@@ -24,8 +25,8 @@ def _leaves(config: IA3Config, path: str, layer: nn.Cell) -> tuple[Leaf, ...]:
 
 
 def _scales_inputs(config: IA3Config, path: str) -> bool:
-    named = config.feedforward_modules
-    return named is not None and path in named
+    named = config.feedforward_modules or ()
+    return re.fullmatch(named, path) is not None if isinstance(named, str) else path in named
 
 
 def _candidates(network: Network) -> list[str]:
@@ -40,7 +41,7 @@ def _fields_of(source: Source, paths: list[str]) -> dict[str, Any]:
         found = [path for path in paths if re.fullmatch(named, path)]
     else:
         found = [path for path in paths if any(path.endswith(name) for name in named)]
-    return {"feedforward_modules": tuple(found) or None}
+    return {"feedforward_modules": pin(found, paths) if found else None}
 
 
 FAMILY = Family(

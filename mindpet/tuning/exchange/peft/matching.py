@@ -8,7 +8,7 @@ from typing import Any
 
 from mindpet.tuning.exchange.peft.frame import Source
 
-__all__ = ["as_pattern", "find_adapted", "find_saved", "name_layers"]
+__all__ = ["as_pattern", "find_adapted", "find_saved", "name_layers", "pin"]
 
 Named = str | Sequence[str]
 
@@ -75,6 +75,17 @@ def name_layers(entries: Iterable[str], paths: Sequence[str], candidates: Iterab
         if names and {path for path in candidates if _matches(names, path)} == wanted:
             return names
     return as_pattern(paths)
+
+
+def pin(paths: Sequence[str], candidates: Iterable[str]) -> str | tuple[str, ...]:
+    """Return `target_modules` of ours that names exactly these layers.
+
+    Args:
+        paths: The layers.
+        candidates: All among which it looks.
+    """
+    exact = {path for path in candidates if _matches(paths, path)} == set(paths)
+    return tuple(paths) if exact else f"(?:{as_pattern(paths)})"
 
 
 def as_pattern(paths: Iterable[str]) -> str:

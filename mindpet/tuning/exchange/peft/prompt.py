@@ -18,7 +18,7 @@ from mindpet.storage.reader import read_tensor_file
 from mindpet.storage.text import parse_json
 from mindpet.tuning.config import PeftConfig, PTuning2Config
 from mindpet.tuning.exchange.adapter import dump_methods, parse_methods
-from mindpet.tuning.exchange.folder import PROJECTION_FILE, host_tensors, write_tensors
+from mindpet.tuning.exchange.folder import PROJECTION_FILE, host_tensors
 from mindpet.tuning.exchange.peft.frame import Source, widen
 from mindpet.tuning.exchange.record import explain
 from mindpet.tuning.exchange.values import HostTensor, digest
@@ -30,10 +30,10 @@ __all__ = [
     "OWN_PREFIX",
     "PEFT_TYPE",
     "PROMPT",
+    "describe_projection",
     "make_prompt",
     "read_prompt",
     "write_config",
-    "write_projection",
 ]
 
 PEFT_TYPE = "PREFIX_TUNING"
@@ -105,11 +105,10 @@ def write_config(config: PeftConfig, attentions: Mapping[str, Any]) -> dict[str,
     }
 
 
-def write_projection(folder: Path, config: PeftConfig, tensors: Mapping[str, HostTensor], prompt: HostTensor) -> None:
-    """Write what makes the prompt, so that training can go on from the folder.
+def describe_projection(config: PeftConfig, tensors: Mapping[str, HostTensor], prompt: HostTensor) -> dict[str, str]:
+    """Return the metadata of the file with what makes the prompt, from which training can go on.
 
     Args:
-        folder: A folder that is being written.
         config: The method's.
         tensors: The method's own, by name.
         prompt: What they make.
@@ -119,7 +118,7 @@ def write_projection(folder: Path, config: PeftConfig, tensors: Mapping[str, Hos
         prompt=digest(prompt),
         tensors={name: digest(tensor) for name, tensor in tensors.items()},
     )
-    write_tensors(folder / PROJECTION_FILE, tensors, {_METADATA_KEY: json.dumps(content.model_dump(mode="json"))})
+    return {_METADATA_KEY: json.dumps(content.model_dump(mode="json"))}
 
 
 def read_prompt(source: Source, saved: tuple[str, ...]) -> tuple[PeftConfig, dict[str, HostTensor], set[str]]:

@@ -15,7 +15,7 @@ from mindpet.tuning.exchange.adapter import Adapter, find_bad_values
 from mindpet.tuning.exchange.folder import TENSOR_FILE, host_tensors
 from mindpet.tuning.exchange.peft import ia3, lora, prompt, tokens, vera
 from mindpet.tuning.exchange.peft.frame import PREFIX, Family, OwnParameter, Source, widen
-from mindpet.tuning.exchange.peft.matching import find_adapted, find_saved
+from mindpet.tuning.exchange.peft.matching import find_adapted, find_saved, pin
 from mindpet.tuning.exchange.peft.saved import read_own_tensors
 from mindpet.tuning.exchange.values import HostTensor
 from mindpet.tuning.layers import Network
@@ -116,7 +116,7 @@ def _read_layers(source: Source) -> tuple[PeftConfig, dict[str, HostTensor], set
     fields |= family.fields_of(source, adapted)
     if saved:
         fields["modules_to_save"] = tuple(saved)
-    config = source.make_config(family.config, target_modules=tuple(adapted), **fields)
+    config = source.make_config(family.config, target_modules=pin(adapted, family.candidates(source.network)), **fields)
     tensors, used = _read_leaves(source, family, config, adapted)
     if isinstance(config, VeraConfig):
         used |= vera.check_pair(source, config, adapted)
