@@ -30,8 +30,8 @@ def _write_texts(file):
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path):
     model, data = write_bert(tmp_path / "model"), _write_texts(tmp_path / "texts.jsonl")
-    flags = ["--model", str(model), "--data", str(data), "--batch-size", "8", "--epochs", str(EPOCHS), "--save-steps", "4"]
-    command = [sys.executable, SCRIPT, "--kills", str(KILLS), "--seed", "1", "--", *flags, "--no-baselines"]
+    flags = ["--model", str(model), "--data", str(data), "--batch-size", "8", "--save-steps", "4", "--no-baselines"]
+    command = [sys.executable, SCRIPT, "--kills", str(KILLS), "--seed", "1", "--", *flags, "--epochs", str(EPOCHS)]
     processes = [
         subprocess.Popen([*command, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for more in ([], ["--lora-dropout", "0.1", "--dropout", "0.1"])
