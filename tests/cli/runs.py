@@ -9,11 +9,13 @@ from mindspore import Tensor
 
 from mindpet import get_peft_model, save_adapter
 from mindpet.cli import main as program
+from mindpet.models.auto import load_causal_lm
 from mindpet.models.bert import BertForSequenceClassification
 from mindpet.train import serve
 from mindpet.train.run_folder import RunFolder
 from mindpet.train.settings import FinetuneSettings
 from tests.tiny import write_bert, write_task
+from tests.train.tiny_language import write_answers, write_language_model
 
 LABELS = ("down", "up")
 
@@ -27,16 +29,30 @@ def write_run(home, name="run", **options):
     if not model.exists():
         write_bert(model)
         write_task(data)
-    settings = FinetuneSettings(
-        **{"model": model, "data": data, "out": home / name, "batch_size": 4, "max_length": 8, "seed": 3} | options
-    )
+    given = {"model": model, "data": data, "out": home / name, "batch_size": 4, "max_length": 8, "seed": 3}
+    settings = FinetuneSettings(**given | options)
     network = BertForSequenceClassification.from_pretrained(model, num_labels=len(LABELS), pooling=settings.pooling)
+    return _write(network, settings, LABELS)
+
+
+def write_language_run(home, name="run", **options):
+    """Write a run of a tiny GPT-2 on prompts and completions, as `write_run` does."""
+    model, data = home / "model", home / "answers.jsonl"
+    if not model.exists():
+        write_language_model(model)
+        write_answers(data, "completion")
+    given = {"model": model, "data": data, "out": home / name, "batch_size": 4, "seed": 3}
+    return _write(load_causal_lm(model, dropout=0.0), FinetuneSettings(**given | options), ())
+
+
+def _write(network, settings, labels):
+    """Attach the method, give it random values, write the run folder, and return it."""
     get_peft_model(network, settings.peft_config())
     generator = np.random.default_rng(1)
     for parameter in network.trainable_params():
         parameter.set_data(Tensor(generator.normal(0, 0.5, parameter.shape).astype(np.float32)))
     folder = RunFolder(settings.out, overwrite=False)
-    folder.create(settings.of_the_run(), LABELS)
+    folder.create(settings.of_the_run(), labels)
     save_adapter(network, folder.adapter, base="tiny", data="task", metrics={"accuracy": 0.75})
     folder.write_metrics({"accuracy": 0.75})
     return settings.out
@@ -56,3 +72,4 @@ def opened(monkeypatch, served):
     """Let commands take the module's `served` for the run that they name: reading and compiling take seconds."""
     mindspore.set_context(mode=mindspore.GRAPH_MODE)
     monkeypatch.setattr(serve, "open_run", lambda path, model=None, notify=None: served)
+
