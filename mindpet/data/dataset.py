@@ -8,6 +8,7 @@ from mindpet.data.clue import load_clue
 from mindpet.data.embedded import bbc_folder
 from mindpet.data.examples import ClassificationData, Split
 from mindpet.data.jsonl import load_jsonl_file, load_jsonl_folder
+from mindpet.storage.reader import is_folder
 from mindpet.utils.exceptions import InputError
 
 __all__ = ["ClassificationData", "Split", "load_data"]
@@ -29,7 +30,7 @@ def load_data(source: str | Path | None, seed: int, notify: Callable[[str], None
     if source is None:
         return load_bbc(bbc_folder(notify), seed)
     source = Path(source)
-    if not _is_folder(source):
+    if not is_folder(source):
         return load_jsonl_file(source, seed)
     if (source / "train.jsonl").exists():
         return load_jsonl_folder(source, seed)
@@ -39,10 +40,3 @@ def load_data(source: str | Path | None, seed: int, notify: Callable[[str], None
         f"{source} holds neither train.jsonl nor train.json; expected are train.jsonl and test.jsonl (`text` and "
         "`label` on each line), or a CLUE folder with train.json and dev.json."
     )
-
-
-def _is_folder(source: Path) -> bool:
-    try:
-        return source.is_dir()
-    except OSError:  # It cannot be reached: reading it as a file says why.
-        return False

@@ -11,7 +11,7 @@ from mindpet.data.jsonl import read_field
 from mindpet.data.language_data import Conversation, LanguageData, LanguageExample, Passage, divide_examples
 from mindpet.data.records import find_splits, read_records
 from mindpet.data.splits import VALID_SHARE
-from mindpet.storage.text import parse_json
+from mindpet.storage.reader import is_folder, parse_json
 from mindpet.utils.exceptions import InputError
 from mindpet.utils.nearest import nearest_names
 
@@ -46,7 +46,7 @@ def load_instructions(
     if source is None:
         return load_bbc_articles(bbc_folder(notify), seed)
     source = Path(source)
-    if not source.is_dir():
+    if not is_folder(source):
         return LanguageData(source.stem, *divide_examples(_read_examples(source), seed, source))
     files = find_splits(source)
     splits = {split: tuple(_read_examples(path)) for split, path in files.items()}

@@ -128,7 +128,10 @@ def _encode_parts(parts: Sequence[Part], tokenizer: Tokenizer, add_special_token
     for part, end in zip(parts, ends, strict=True):
         if part.is_target:
             is_target |= (begins < end) & (ends_of_tokens > end - len(part.text))
-    if tokenizer.eos_id is None or (len(tokens.ids) and tokens.ids[-1] == tokenizer.eos_id):
+    if tokenizer.eos_id is None:
+        return _Encoded(tokens.ids, is_target)
+    if len(tokens.ids) and tokens.ids[-1] == tokenizer.eos_id:
+        is_target[-1] = True  # Where the tokenizer has added it, it has no place in the text.
         return _Encoded(tokens.ids, is_target)
     return _Encoded(np.append(tokens.ids, np.int32(tokenizer.eos_id)), np.append(is_target, True))
 

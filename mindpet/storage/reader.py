@@ -5,6 +5,8 @@ Whatever is wrong with a file becomes an `InputError` that names the file, the l
 
 from mindpet.storage.tensors import TensorFile, read_safetensors, read_sharded_safetensors, read_tensor_file
 from mindpet.storage.text import (
+    is_folder,
+    parse_json,
     read_bytes,
     read_json,
     read_json_lines,
@@ -16,6 +18,8 @@ from mindpet.storage.text import (
 
 __all__ = [
     "TensorFile",
+    "is_folder",
+    "parse_json",
     "read_bytes",
     "read_json",
     "read_json_lines",

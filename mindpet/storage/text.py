@@ -11,6 +11,7 @@ import yaml
 from mindpet.utils.exceptions import InputError
 
 __all__ = [
+    "is_folder",
     "parse_json",
     "read_bytes",
     "read_json",
@@ -36,6 +37,14 @@ def require_file(path: str | Path) -> Path:
     except OSError as error:
         raise InputError(_cannot_read(path, error)) from error
     raise InputError(f"{path} {found}; name an existing file.")
+
+
+def is_folder(path: str | Path) -> bool:
+    """Tell whether a path is an existing folder. One that cannot be reached is none: reading it as a file says why."""
+    try:
+        return Path(path).is_dir()
+    except OSError:
+        return False
 
 
 def require_folder(path: str | Path) -> Path:

@@ -171,6 +171,8 @@ def test_bad_data_is_refused_with_file_and_line(tmp_path, files, place, message)
 def test_a_source_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(InputError, match=f"{tmp_path / 'missing.csv'} does not exist"):
         load_instructions(tmp_path / "missing.csv", 0)
+    with pytest.raises(InputError, match=r"cannot be read \(File name too long\)"):
+        load_instructions(tmp_path / ("long" * 100), 0)
 
 
 def test_a_mindrecord_without_its_database_says_so(tmp_path):

@@ -1,3 +1,4 @@
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +14,7 @@ from mindpet.data.language_data import Conversation, Passage
 from mindpet.data.packing import pack
 from mindpet.data.tokenizer import load_tokenizer
 from mindpet.utils.exceptions import InputError
-from tests.data.tiny_tokenizers import CHATML, KINDS, byte_level, glm2, write_tokenizer
+from tests.data.tiny_tokenizers import CHATML, KINDS, byte_level, glm2, llama2, write_tokenizer
 
 ROLES = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 
@@ -76,6 +77,15 @@ def test_all_of_a_passage_but_its_first_token_is_a_target(tokenizer, template):
     assert sequences.input_ids[0].tolist() == [*ids, tokenizer.eos_id]
     assert sequences.labels[0].tolist() == [*ids[1:], tokenizer.eos_id, -1]
     assert sequences.input_ids[1].tolist().count(tokenizer.eos_id) == 1
+
+
+def test_an_end_that_the_tokenizer_adds_is_a_target_too(tmp_path, template):
+    folder = llama2(tmp_path / "model")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "add_eos_token": True}))
+    sequences = encode([Passage("hi you", "x")], load_tokenizer(folder), template)
+    assert sequences.input_ids[0][[0, -1]].tolist() == [1, 2]
+    np.testing.assert_array_equal(sequences.labels[0][:-1], sequences.input_ids[0][1:])
 
 
 @pytest.mark.parametrize("kind", KINDS)
