@@ -16,10 +16,11 @@ def command(
     run: Annotated[Path, RUN],
     out: Annotated[Path, OUT],
     form: Annotated[
-        Literal["peft", "vllm", "hf"],
+        Literal["peft", "vllm", "hf", "adapters"],
         typer.Option(
             "--format",
-            help="peft: adapter for Hugging Face PEFT; vllm: one that vLLM serves; hf: whole model for transformers.",
+            help="peft: adapter for Hugging Face PEFT; vllm: one that vLLM serves; hf: whole model for transformers; "
+            "adapters: bottleneck adapters for the library of this name.",
         ),
     ],
     overwrite: Annotated[bool, OVERWRITE] = False,

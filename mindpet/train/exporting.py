@@ -90,15 +90,15 @@ def write_model(
 
 
 def export(
-    served: Served, folder: Path, form: Literal["peft", "vllm", "hf"], *, overwrite: bool, notify: Notify
+    served: Served, folder: Path, form: Literal["peft", "vllm", "adapters", "hf"], *, overwrite: bool, notify: Notify
 ) -> None:
     """Write a run in the form of another library.
 
     Args:
         served: The network. After 'hf' it is merged.
         folder: Where to write; it appears whole or not at all.
-        form: 'hf' for a model's folder with which transformers gives the same logits; 'peft' or 'vllm' for an adapter,
-            as `mindpet.export_adapter` writes them.
+        form: 'hf' for a model's folder with which transformers gives the same logits; 'peft', 'vllm' or 'adapters' for
+            an adapter, as `mindpet.export_adapter` writes them.
         overwrite: Whether what an earlier call has written there is replaced.
         notify: Called with what is to be known of the folder.
 

@@ -48,8 +48,17 @@ def test_what_a_library_cannot_do_is_refused_or_said(home, tmp_path, capsys):
     assert run_program("export", home / "mean", "--format", "peft", "--out", out, "--overwrite") == 0
     assert run_program("export", home / "mean", "--format", "vllm", "--out", tmp_path / "vllm") == 2
     assert "vLLM" in capsys.readouterr().err
+    assert run_program("export", home / "mean", "--format", "adapters", "--out", tmp_path / "adapters") == 2
+    assert "lora" in capsys.readouterr().err
     assert run_program("export", home / "mean", "--format", "onnx", "--out", tmp_path / "onnx") == 2
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_bottleneck_adapters_go_to_their_own_library(tmp_path):
+    run = write_run(tmp_path, method="adapter", pooling="pooler")
+    assert run_program("export", run, "--format", "peft", "--out", tmp_path / "peft") == 2
+    assert run_program("export", run, "--format", "adapters", "--out", tmp_path / "adapters") == 0
+    assert list((tmp_path / "adapters").rglob("*.safetensors"))
 
 
 @pytest.mark.slow
