@@ -10,6 +10,7 @@ __all__ = ["Batch", "Batches", "RowBatches", "length_buckets"]
 
 _Batch = TypeVar("_Batch")
 
+_MOST_WIDTHS = 512  # are looked at; the widths of longer texts are multiples of 2, 3 and so on
 _PRICE_OF_A_WIDTH = 1.1  # one more width must cut the positions by this factor to be worth compiling a graph for it
 
 
@@ -53,9 +54,12 @@ def length_buckets(
     Raises:
         ValueError: There are no texts.
     """
-    widths, texts = np.unique(np.minimum(lengths, max_length), return_counts=True)
-    if not len(widths):
+    if not len(lengths):
         raise ValueError("length_buckets got no lengths; give at least one text.")
+    longest = min(max(lengths), max_length)
+    unit = -(-longest // _MOST_WIDTHS)
+    rounded = -(-np.asarray(lengths) // unit) * unit
+    widths, texts = np.unique(np.minimum(rounded, longest), return_counts=True)
     last = len(widths) - 1
     ends = np.cumsum(texts)
     rows = ends - (ends - texts)[:, None]

@@ -122,6 +122,14 @@ def test_no_other_choice_of_as_many_widths_pads_less(lengths, batch_size, count)
     assert positions_of(lengths, widths, batch_size) <= positions
 
 
+def test_widths_of_long_texts_are_found_among_few():
+    lengths = np.random.default_rng(0).integers(1, 9000, size=20_000)
+    widths = length_buckets(lengths, 8190, 8)
+    assert len(widths) == 3 and widths[-1] == 8190
+    assert all(width % 16 == 0 for width in widths[:-1])
+    assert positions_of(np.minimum(lengths, 8190), widths, 8) < 1.34 * np.minimum(lengths, 8190).sum()
+
+
 def positions_of(lengths, widths, batch_size):
     rows = np.bincount(np.searchsorted(widths, lengths), minlength=len(widths))
     return int(np.sum(np.ceil(rows / batch_size) * batch_size * np.array(widths)))
