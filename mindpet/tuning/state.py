@@ -139,11 +139,6 @@ class PeftState:
         return [one for one in self.feeds if one.path in self.adapters[self.active].paths]
 
     @property
-    def prefix_room(self) -> int:
-        """For how many tokens there is room before the text; 0 without a prefix."""
-        return max((one.cell.mindpet_state_visible.size for one in self.feeds), default=0)
-
-    @property
     def cells(self) -> dict[str, Any]:
         """The cells of the methods, by path."""
         replaced: dict[str, Any] = {one.path: one.cell for one in self.replacements}

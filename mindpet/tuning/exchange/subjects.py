@@ -62,8 +62,8 @@ def whole_network(network: nn.Cell, state: PeftState) -> Subject | None:
     if vocabulary is None and state.feeds:
         tables = [cell.vocab_size for _, cell in network.cells_and_names() if isinstance(cell, nn.Embedding)]
         vocabulary = min(tables, default=None)
-    taken = state.prefix_room
-    shape = (_ROWS, min(_LENGTH, getattr(config, "max_position_embeddings", taken + _LENGTH) - taken))
+    positions = getattr(config, "max_position_embeddings", 2 * _LENGTH)
+    shape = (_ROWS, min(_LENGTH, positions // 2))  # what stands before a text takes some of a small network's positions
     known = {
         "input_ids": Input(kind="indices", shape=shape, below=vocabulary or 0),
         "attention_mask": Input(kind="padded", shape=shape),
