@@ -30,8 +30,8 @@ __all__ = ["Demo", "Tuned", "continuation_table", "perplexity_table", "run_demo"
 METHODS = ("ptuning2", "lora")
 
 _OUT = Path("runs/demo-llm")
-_SETTINGS = {"max_length": 128, "batch_size": 8, "epochs": 2}
-_ARTICLES = {"train": 240, "valid": 16, "test": 48}  # of each split, evenly spread: as many as a few minutes allow
+_SETTINGS = {"max_length": 128, "batch_size": 4, "epochs": 1}
+_ARTICLES = {"train": 320, "valid": 16, "test": 48}  # of each split, evenly spread: as many as a few minutes allow
 _BEGINNING = 24  # words
 _NEW_TOKENS = 48
 

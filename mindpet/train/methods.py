@@ -40,20 +40,19 @@ HEAD = "classifier"
 _HANDLED = "modules_to_save"  # of each configuration: a run trains its head, if any, and nothing else besides
 _SYNONYMS = {"prefix": "prefixtuning"}
 
-# Peak learning rates with which each method learns the demos' tasks, chosen on their validation splits.
+# Peak learning rates with which each method learns the demo's task, chosen on its validation split.
 _USUAL_RATE = 5e-4
 _RATES = {
-    CLASSIFICATION: {
-        "adapter": 5e-4,
-        "low_rank_adapter": 2e-3,
-        "prefixtuning": 2e-4,
-        "ptuning2": 3e-2,
-        "bitfit": 3e-3,
-        "ia3": 1e-2,
-        FULL: 1e-4,
-    },
-    LANGUAGE: {},
+    "adapter": 5e-4,
+    "low_rank_adapter": 2e-3,
+    "prefixtuning": 2e-4,
+    "ptuning2": 3e-2,
+    "bitfit": 3e-3,
+    "ia3": 1e-2,
+    FULL: 1e-4,
 }
+# Where a language model wants another one.
+_LANGUAGE_RATES = {"lora": 2e-3, FULL: 2e-5}
 _OTHER_DEFAULTS: dict[str, dict[str, Any]] = {"lora": {"lora_alpha": 16.0}}
 
 
@@ -131,7 +130,8 @@ def option_fields() -> dict[str, Any]:
 def defaults_of(method: str, task: str = CLASSIFICATION) -> dict[str, Any]:
     """Return what a run takes for the method's options and its learning rate where nothing is set."""
     defaults = {name: option.defaults[method] for name, option in OPTIONS.items() if method in option.defaults}
-    return defaults | {"learning_rate": _RATES[task].get(method, _USUAL_RATE)}
+    rates = _RATES | _LANGUAGE_RATES if task == LANGUAGE else _RATES
+    return defaults | {"learning_rate": rates.get(method, _USUAL_RATE)}
 
 
 def canonical_method(name: str) -> str:
