@@ -11,6 +11,7 @@ from mindspore import Tensor
 from safetensors.numpy import load_file
 
 import mindpet
+from mindpet.models.auto import load_causal_lm
 from mindpet.models.bert import BertForSequenceClassification
 from mindpet.tuning.exchange.merged import write_merged_model
 from mindpet.tuning.exchange.own import read_own, write_own
@@ -383,3 +384,64 @@ def test_peft_convolves_the_same(tmp_path, name):
     with torch.no_grad():
         there = peft.PeftModel.from_pretrained(model, tmp_path / "folder")(torch.tensor(x)).numpy()
     same(there, net(Tensor(x)).asnumpy())
+
+
+LANGUAGE = {"gpt2": (["c_attn", "c_fc"], "c_fc"), "llama": (["q_proj", "down_proj"], "down_proj")}
+
+
+@pytest.fixture(scope="module")
+def languages(tmp_path_factory):
+    """Folders with language models of transformers' own random weights, by architecture."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    gpt2 = transformers.GPT2Config(vocab_size=61, n_positions=24, n_embd=20, n_layer=2, n_head=4, initializer_range=0.2)
+    llama = transformers.LlamaConfig(
+        vocab_size=61,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+    )
+    folder = tmp_path_factory.mktemp("languages")
+    for config in (gpt2, llama):
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder / config.model_type)
+    return folder
+
+
+@pytest.mark.parametrize("method", [LORA, IA3, PREFIX])
+@pytest.mark.parametrize("architecture", LANGUAGE)
+def test_language_models_exchange_too(tmp_path, languages, architecture, method):
+    import peft
+    import torch
+    import transformers
+
+    targets, inner = LANGUAGE[architecture]
+    fields = {
+        LORA: {"r": 3, "target_modules": targets, "fan_in_fan_out": architecture == "gpt2"},
+        IA3: {"target_modules": targets, "feedforward_modules": [inner], "fan_in_fan_out": architecture == "gpt2"},
+        PREFIX: {"num_virtual_tokens": 3},
+    }[method]
+    model = transformers.AutoModelForCausalLM.from_pretrained(languages / architecture)
+    model = peft.get_peft_model(model, getattr(peft, method)(**fields, task_type="CAUSAL_LM")).eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.2 * torch.randn(parameter.shape)
+    model.save_pretrained(tmp_path / "there")
+    with torch.no_grad():
+        expected = model(**{"input_ids": torch.tensor(IDS).long(), "attention_mask": torch.tensor(MASK)}).logits.numpy()
+    net = load(load_causal_lm(languages / architecture), tmp_path / "there")
+    net.set_train(False)
+    same(net(Tensor(IDS), Tensor(MASK)).asnumpy()[MASK > 0], expected[MASK > 0])
+    mindpet.export_adapter(net, tmp_path / "here")
+    assert tensors_of(tmp_path / "here") == tensors_of(tmp_path / "there")
+    assert json.loads((tmp_path / "here" / CONFIG).read_text())["task_type"] == "CAUSAL_LM"
+    if method != PREFIX:
+        write_merged_model(net, languages / architecture, tmp_path / "merged")
+        merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+        with torch.no_grad():
+            found = merged(input_ids=torch.tensor(IDS).long(), attention_mask=torch.tensor(MASK)).logits.numpy()
+        same(found[MASK > 0], expected[MASK > 0])

@@ -16,7 +16,7 @@ from mindpet.tuning.exchange.folder import TENSOR_FILE, host_tensors
 from mindpet.tuning.exchange.peft import ia3, lora, prompt, tokens, vera
 from mindpet.tuning.exchange.peft.frame import PREFIX, Family, OwnParameter, Source, widen
 from mindpet.tuning.exchange.peft.matching import find_adapted, find_saved, pin
-from mindpet.tuning.exchange.peft.saved import read_own_tensors
+from mindpet.tuning.exchange.peft.saved import find_base, read_own_tensors
 from mindpet.tuning.exchange.values import HostTensor
 from mindpet.tuning.layers import Network
 from mindpet.tuning.state import state_of
@@ -59,7 +59,8 @@ def read_peft(path: Path, config: Mapping[str, Any], net: nn.Cell) -> Adapter:
     source = _open(path, config, net)
     own_method = _read_prompt if peft_type == prompt.PEFT_TYPE else _read_layers
     adapter_config, tensors, used = own_method(source)
-    source.refuse_tensors(f"{name} {_explain_left_over(name, source)}" for name in sorted(source.tensors.keys() - used))
+    left = sorted(source.tensors.keys() - used - find_base(source))
+    source.refuse_tensors(f"{name} {_explain_left_over(name, source)}" for name in left)
     return Adapter(path.parent, (adapter_config,), tensors)
 
 
@@ -172,4 +173,7 @@ def _explain_left_over(name: str, source: Source) -> str:
         return f"does not begin with {PREFIX}"
     if ".default." in name or name.endswith(".default"):
         return "has an adapter's name in it, which PEFT leaves out on saving"
-    return f"belongs to nothing that a {source.config['peft_type']} adapter with this configuration has"
+    return (
+        f"belongs to nothing that a {source.config['peft_type']} adapter with this configuration has, and is no copy of"
+        " the network's base"
+    )

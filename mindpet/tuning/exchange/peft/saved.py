@@ -9,8 +9,20 @@ import numpy as np
 
 from mindpet.tuning.exchange.peft.frame import PREFIX, Source, widen
 from mindpet.tuning.exchange.values import HostTensor
+from mindpet.tuning.layers import Network
+from mindpet.utils.exceptions import InputError
 
-__all__ = ["OwnTensor", "list_own", "read_own_tensors", "write_own_tensors"]
+__all__ = [
+    "OwnTensor",
+    "check_layout",
+    "find_base",
+    "holds_transposed",
+    "list_own",
+    "read_own_tensors",
+    "write_own_tensors",
+]
+
+_TRANSPOSED, _HEAD = "gpt2", "lm_head"  # the architecture whose dense layers, but for the head, are Conv1D in its files
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,7 @@ def read_own_tensors(
     Raises:
         InputError: One is missing, of another shape, or contradicts another.
     """
+    check_layout(source.network, saved)
     names = [name for name in source.own if _is_trained(name, saved, adapted, bias)]
     listed = list_own(names, saved, adapted, bias, prefix)
     tensors: dict[str, HostTensor] = {}
@@ -89,6 +102,32 @@ def read_own_tensors(
                 problems.append(f"{one.theirs} is not what {'the base' if one.is_base else 'its twin'} has")
     source.refuse_tensors(problems)
     return tensors, {one.theirs for one in listed} & source.tensors.keys()
+
+
+def find_base(source: Source) -> set[str]:
+    """Return the names of tensors that are copies of the base, as PEFT writes those of embeddings if it is told to."""
+    copies = set()
+    for name, tensor in source.tensors.items():
+        own = source.own.get(name.removeprefix(PREFIX).replace(".base_layer.", "."))
+        if own is not None and np.array_equal(widen(tensor, own.dtype).values, own.base.values):
+            copies.add(name)
+    return copies
+
+
+def holds_transposed(network: Network) -> bool:
+    """Tell whether the dense layers of an architecture are Conv1D in its files, which hold weights transposed."""
+    return getattr(getattr(network.root, "config", None), "model_type", None) == _TRANSPOSED
+
+
+def check_layout(network: Network, saved: Sequence[str]) -> None:
+    """Refuse a saved cell whose weights the files of its architecture hold the other way round (InputError)."""
+    if not holds_transposed(network):
+        return
+    for path in network.dense_paths:
+        if not path.endswith(_HEAD) and any(f"{path}.".startswith(f"{one}.") for one in saved):
+            raise InputError(
+                f"modules_to_save holds {path}, whose weight PEFT keeps transposed in {_TRANSPOSED}; adapt it with LoRA"
+            )
 
 
 def _is_trained(name: str, saved: Sequence[str], adapted: Sequence[str], bias: str) -> bool:

@@ -14,7 +14,7 @@ from mindpet.tuning.exchange.peft import lora, prompt, tokens, vera
 from mindpet.tuning.exchange.peft.frame import PREFIX, Family
 from mindpet.tuning.exchange.peft.matching import as_pattern, name_layers
 from mindpet.tuning.exchange.peft.read import FAMILIES
-from mindpet.tuning.exchange.peft.saved import list_own, write_own_tensors
+from mindpet.tuning.exchange.peft.saved import check_layout, holds_transposed, list_own, write_own_tensors
 from mindpet.tuning.exchange.values import HostTensor
 from mindpet.tuning.state import PeftState
 from mindpet.utils.exceptions import InputError
@@ -70,6 +70,7 @@ def _write_common(adapter: ActiveAdapter, needs_task: bool) -> dict[str, Any]:
 
 def _write_own(adapter: ActiveAdapter, adapted: Sequence[str], bias: str, prefix: str) -> dict[str, HostTensor]:
     """Return the network's own trained tensors by PEFT's names."""
+    check_layout(adapter.view, adapter.saved)
     trained = adapter.trained
     return write_own_tensors(list_own(trained, adapter.saved, adapted, bias, prefix), trained, adapter.base)
 
@@ -114,6 +115,8 @@ def _as_layers(adapter: ActiveAdapter, family: Family) -> Content:
         del content["modules_to_save"]  # which PEFT's configuration of this method has not
     content |= {name: _as_json(getattr(config, name)) for name in family.fields} | dict(family.always)
     content |= _name_targets(adapter, family.candidates(adapter.view), paths)
+    if "fan_in_fan_out" in content:
+        content["fan_in_fan_out"] = holds_transposed(adapter.view)
     return Content({CONFIG_FILE: content}, {TENSOR_FILE: tensors})
 
 
