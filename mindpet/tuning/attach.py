@@ -279,10 +279,10 @@ def _feed(
             undo.append(partial(_empty, attention, "prefix"))
             Place(attention, "prefix").put(cell)
             state.feeds.append(Feed(path, plan.config.method, attention, cell))
-        for (path, name), cell in plan.aids.items():
-            undo.append(partial(_empty, view.cells[path], name))
-            Place(view.cells[path], name).put(cell)
-            state.aids.append(Place(view.cells[path], name))
+        for place, cell in plan.aids:
+            undo.append(partial(_empty, place.parent, place.name))
+            place.put(cell)
+            state.aids.append(place)
 
 
 def _take_away(cell: nn.Cell, name: str) -> None:

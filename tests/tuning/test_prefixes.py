@@ -104,6 +104,14 @@ def test_the_projection_is_computed_once_where_it_is_shared(shared, times):
     assert network.bert.shared_prefix is None
 
 
+def test_the_network_itself_may_make_the_mask():
+    encoder = small_bert().bert
+    mindpet.get_peft_model(encoder, config_of("ptuning2"))
+    assert encoder.shared_prefix is not None
+    mindpet.unload(encoder)
+    assert encoder.shared_prefix is None
+
+
 class Bare(nn.Cell):
     """An attention to itself, of a network that numbers no positions."""
 
@@ -133,10 +141,9 @@ def test_a_list_of_layers_is_no_place_for_an_encoder():
         mindpet.get_peft_model(nn.SequentialCell(Bare()), config_of("ptuning2"))
 
 
-@PREFIX_METHODS
-def test_a_network_without_positions_takes_a_prefix(method, mode):
+def test_a_network_without_positions_takes_a_prefix(mode):
     network = Around(Bare())
     x = Tensor(np.random.default_rng(0).normal(size=(2, 4, 6)), mindspore.float32)
     before = network(x).asnumpy()
-    mindpet.get_peft_model(network, config_of(method))
+    mindpet.get_peft_model(network, config_of("ptuning2"))
     assert np.abs(network(x).asnumpy() - before).max() > 1e-3

@@ -11,6 +11,7 @@ from mindpet.delta.prefix_layer import PrefixLayer
 from mindpet.delta.ptuning2 import PrefixEncoder
 from mindpet.tuning.config import PrefixConfig, PTuning2Config
 from mindpet.tuning.layers import Network
+from mindpet.tuning.places import Place
 from mindpet.tuning.plans.plan import Plan, start_plan
 from mindpet.tuning.prefixes import (
     ENCODER_NAME,
@@ -106,6 +107,5 @@ def _shift_positions(plan: Plan, network: Network) -> None:
 
 def _put_where_asked(plan: Plan, network: Network, name: str, make: Callable[[], nn.Cell]) -> None:
     """Plan a new cell for each cell of the network that has an attribute of this name."""
-    for path, cell in network.cells.items():
-        if hasattr(cell, name):
-            plan.aids[path, name] = make()
+    cells = (network.root, *network.cells.values())
+    plan.aids += [(Place(cell, name), make()) for cell in cells if hasattr(cell, name)]

@@ -9,6 +9,7 @@ from mindspore import nn
 
 from mindpet.tuning.config import PeftConfig
 from mindpet.tuning.layers import Network
+from mindpet.tuning.places import Place
 from mindpet.tuning.targets import TargetMatch, match_targets
 
 __all__ = ["Plan", "find_biases", "start_plan"]
@@ -22,7 +23,7 @@ class Plan:
         config: The configuration.
         cells: The new cell for each layer that is replaced, by the layer's path.
         feeds: The prefix cell for each attention that is fed, by the attention's path.
-        aids: Further cells that prefixes need in the network's own, by the path of that one and the attribute.
+        aids: Further cells that prefixes need, each with the place in a cell of the network where it hangs.
         children: Further cells that hang on the network itself, by their name there.
         trained: Names of the network's own parameters that are trained and saved.
         matches: What the entries of the configuration have matched.
@@ -31,7 +32,7 @@ class Plan:
     config: PeftConfig
     cells: dict[str, nn.Cell] = field(default_factory=dict)
     feeds: dict[str, nn.Cell] = field(default_factory=dict)
-    aids: dict[tuple[str, str], nn.Cell] = field(default_factory=dict)
+    aids: list[tuple[Place, nn.Cell]] = field(default_factory=list)
     children: dict[str, nn.Cell] = field(default_factory=dict)
     trained: list[str] = field(default_factory=list)
     matches: list[TargetMatch] = field(default_factory=list)
