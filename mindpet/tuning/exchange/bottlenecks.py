@@ -19,7 +19,7 @@ from mindpet.tuning.state import PeftState
 from mindpet.utils.exceptions import InputError
 from mindpet.utils.names import DELTA_MARK
 
-__all__ = ["as_bottlenecks"]
+__all__ = ["ACTIVATIONS", "as_bottlenecks"]
 
 _VERSION = "adapters.1.3.0"
 _PLACE = re.compile(r"bert\.encoder\.layer\.(?P<layer>\d+)\.(?P<place>attention\.output|output)\.dense")
@@ -27,7 +27,7 @@ _HEAD = "classifier"
 _BLOCK = f"{DELTA_MARK}adapter.{DELTA_MARK}adapter_block.{DELTA_MARK}adapter_"
 _LEAVES = {"down_sampler": "adapter_down.0", "up_sampler": "adapter_up"}
 # What transformers calls the activations here. Its own `gelu` is the exact one; its leaky_relu has another slope.
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "gelu": "gelu_new",
     "relu": "relu",
     "relu6": "relu6",
@@ -63,9 +63,9 @@ def as_bottlenecks(net: nn.Cell, state: PeftState, base: str | None) -> Content:
     config: Any = adapter.config
     paths = [one.path for one in state.own_replacements]
     places = _read_places(paths)
-    if config.non_linearity not in _ACTIVATIONS:
+    if config.non_linearity not in ACTIVATIONS:
         raise InputError(
-            f"non_linearity is {config.non_linearity!r}, and the adapters library has {', '.join(_ACTIVATIONS)}; keep"
+            f"non_linearity is {config.non_linearity!r}, and the adapters library has {', '.join(ACTIVATIONS)}; keep"
             " it with mindpet.save_adapter"
         )
     if set(adapter.saved) - {_HEAD}:
@@ -80,7 +80,7 @@ def as_bottlenecks(net: nn.Cell, state: PeftState, base: str | None) -> Content:
         "mh_adapter": "attention.output" in places,
         "output_adapter": "output" in places,
         "leave_out": sorted(set(range(depth)) - next(iter(places.values()))),
-        "non_linearity": _ACTIVATIONS[config.non_linearity],
+        "non_linearity": ACTIVATIONS[config.non_linearity],
         "reduction_factor": _factor(about["hidden_size"], config),
     }
     tensors = {

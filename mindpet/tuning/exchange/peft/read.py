@@ -23,9 +23,10 @@ from mindpet.tuning.state import state_of
 from mindpet.utils.exceptions import InputError
 from mindpet.utils.names import DELTA_MARK, STATE_MARK, file_name
 
-__all__ = ["FAMILIES", "is_peft", "read_peft"]
+__all__ = ["FAMILIES", "PEFT_TYPES", "is_peft", "read_peft"]
 
 FAMILIES = {family.peft_type: family for family in (lora.FAMILY, vera.FAMILY, ia3.FAMILY, tokens.FAMILY)}
+PEFT_TYPES = (*FAMILIES, prompt.PEFT_TYPE)
 
 _PICKLE = "adapter_model.bin"
 _FRAMEWORKS = ("pt", "np", "tf", "flax", "mlx")  # what the metadata of a file of tensors may name as its format
@@ -51,10 +52,10 @@ def read_peft(path: Path, config: Mapping[str, Any], net: nn.Cell) -> Adapter:
             finite floating-point numbers, or another network.
     """
     peft_type = config["peft_type"]
-    if peft_type not in (*FAMILIES, prompt.PEFT_TYPE):
+    if peft_type not in PEFT_TYPES:
         raise InputError(
-            f"{path}: peft_type is {peft_type!r}, and {', '.join(FAMILIES)} and {prompt.PEFT_TYPE} can be read; merge"
-            " the adapter into its base with PEFT, or train it here."
+            f"{path}: peft_type is {peft_type!r}, and {', '.join(PEFT_TYPES)} can be read; merge the adapter into its"
+            " base with PEFT, or train it here."
         )
     source = _open(path, config, net)
     own_method = _read_prompt if peft_type == prompt.PEFT_TYPE else _read_layers
