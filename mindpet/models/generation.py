@@ -87,7 +87,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
-    eos_token_ids: int | Iterable[int] = (),
+    eos_token_ids: int | Iterable[int] | None = (),
 ) -> np.ndarray:
     """Continue each text of a batch.
 
@@ -103,7 +103,7 @@ def generate(
         top_k: As in Sampling.
         top_p: As in Sampling.
         seed: As in Sampling.
-        eos_token_ids: The tokens at which a text ends, such as `net.config.eos_token_id`.
+        eos_token_ids: The token, or tokens, at which a text ends, such as `net.config.eos_token_id`; None for no end.
 
     Returns:
         The new tokens, int32 (batch, at most max_new_tokens). A text that has ended is filled up with the first of
@@ -113,7 +113,7 @@ def generate(
         InputError: Arguments that do not fit each other or the model; the message names them.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
-    ends = np.atleast_1d(np.asarray(eos_token_ids, np.int32))
+    ends = np.atleast_1d(np.asarray(() if eos_token_ids is None else eos_token_ids, np.int32))
     ids, mask = _checked(net, np.asarray(input_ids), np.asarray(attention_mask), max_new_tokens)
     training = net.training
     net.set_train(False)

@@ -9,6 +9,7 @@ from mindpet import kernels
 from mindpet.models._loading import file_name
 from mindpet.models.auto import load_causal_lm
 from mindpet.models.generation import Sampling, generate
+from tests.models.numpy_language import CHATGLM, write_folder
 
 pytestmark = pytest.mark.slow
 
@@ -105,6 +106,43 @@ def test_logits_of_a_graph(tmp_path, case):
     mindspore.set_context(mode=mindspore.GRAPH_MODE)
     model = save_theirs(*CASES[case], tmp_path)
     check(load_causal_lm(tmp_path), model, padded_batch())
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_chatglm2_against_glm(tmp_path, groups):
+    """The weights of a Glm, fused and named as in a ChatGLM2."""
+    shape = {"num_attention_heads": 4, "num_key_value_heads": groups, "head_dim": 12}
+    model = save_theirs("Glm", LLAMA | shape, tmp_path / "glm")
+    config = CHATGLM | {"padded_vocab_size": VOCABULARY, "hidden_size": 40, "ffn_hidden_size": 52, "num_layers": 2}
+    config |= {"kv_channels": 12, "multi_query_group_num": groups, "layernorm_epsilon": model.config.rms_norm_eps}
+    tensors = {name: values.numpy() for name, values in model.state_dict().items()}
+    write_folder(tmp_path / "chatglm", config, _as_chatglm(tensors))
+    net = load_causal_lm(tmp_path / "chatglm")
+    assert net.config.model_type == "chatglm"
+    check(net, model, padded_batch())
+
+
+def _as_chatglm(tensors):
+    names = {
+        "model.embed_tokens": "transformer.embedding.word_embeddings",
+        "model.norm": "transformer.encoder.final_layernorm",
+        "lm_head": "transformer.output_layer",
+        "model.layers": "transformer.encoder.layers",
+        "self_attn.o_proj": "self_attention.dense",
+        "mlp.gate_up_proj": "mlp.dense_h_to_4h",
+        "mlp.down_proj": "mlp.dense_4h_to_h",
+        "self_attn.q_proj": "self_attention.query_key_value",
+    }
+    fused = {}
+    for name, values in tensors.items():
+        if "k_proj" in name or "v_proj" in name:
+            continue
+        if "q_proj" in name:
+            values = np.concatenate([tensors[name.replace("q_proj", f"{part}_proj")] for part in "qkv"])
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        fused[name] = values
+    return fused
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
