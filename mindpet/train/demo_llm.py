@@ -165,8 +165,8 @@ def _text(article: LanguageExample) -> str:
 
 
 def _continue(network: Any, tokenizer: Tokenizer, beginning: str) -> str:
-    """Return the likeliest words after a beginning; PyNative mode saves compiling graphs for one text."""
-    mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
+    """Return the likeliest words after a beginning."""
+    mindspore.set_context(mode=mindspore.GRAPH_MODE)
     ids = tokenizer.tokenize(beginning).ids[None]
     ends = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
     new = generate(network, ids, np.ones_like(ids), _NEW_TOKENS, eos_token_ids=ends)
