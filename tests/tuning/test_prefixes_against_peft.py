@@ -118,7 +118,8 @@ def test_language_models_give_pefts_logits_and_tokens(tmp_path, kind, form):
     logits = ours(*(Tensor(one.astype(np.int32)) for one in (ids, mask))).asnumpy()
     np.testing.assert_allclose(logits[mask > 0], expected[mask > 0], rtol=0, atol=1e-4)
 
-    prompts, seen = ids[:, :4], mask[:, :4]
+    prompts, seen = ids[:, :4].copy(), mask[:, :4].copy()
+    prompts[1, 0] = seen[1, 0] = 0  # padded on the left
     with torch.no_grad():
         continued = theirs.generate(
             input_ids=torch.tensor(prompts), attention_mask=torch.tensor(seen), max_new_tokens=5, do_sample=False
