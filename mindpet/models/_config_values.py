@@ -17,12 +17,13 @@ __all__ = [
     "DROPOUT",
     "EPSILON",
     "FLAG",
+    "LIST",
+    "NOT_NEGATIVE",
     "OPTIONAL_DROPOUT",
     "OPTIONAL_SIZE",
     "POSITIVE",
     "SHARE",
     "SIZE",
-    "SPREAD",
     "TOKENS",
     "Rule",
     "Tokens",
@@ -72,12 +73,13 @@ SIZE: Rule = (is_size, "a positive integer")
 OPTIONAL_SIZE: Rule = (lambda value: value is None or is_size(value), "null or a positive integer")
 DROPOUT: Rule = (_is_dropout, "a number from 0 to below 1")
 OPTIONAL_DROPOUT: Rule = (lambda value: value is None or _is_dropout(value), "null or a number from 0 to below 1")
-SPREAD: Rule = (lambda value: is_number(value) and 0 <= value < math.inf, "a number from 0")
+NOT_NEGATIVE: Rule = (lambda value: is_number(value) and 0 <= value < math.inf, "a number from 0")
 SHARE: Rule = (lambda value: is_number(value) and 0 < value <= 1, "a number above 0 and up to 1")
 POSITIVE: Rule = (lambda value: is_number(value) and 0 < value < math.inf, "a positive number")
 EPSILON: Rule = (lambda value: is_number(value) and 0 < value < 1, "a number between 0 and 1")
 ACTIVATION: Rule = (lambda value: value in tuple(ACTIVATIONS), f"one of {', '.join(ACTIVATIONS)}")
 FLAG: Rule = (lambda value: type(value) is bool, "true or false")
+LIST: Rule = (lambda value: value is None or isinstance(value, list), "null or a list")
 TOKENS: Rule = (_are_tokens, "null, the number of a token or a list of them")
 
 

@@ -12,9 +12,10 @@ from mindpet.models._config_values import (
     DROPOUT,
     EPSILON,
     FLAG,
+    LIST,
+    NOT_NEGATIVE,
     SHARE,
     SIZE,
-    SPREAD,
     TOKENS,
     Rule,
     Tokens,
@@ -47,7 +48,7 @@ _RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (_SIZES, SIZE),
     (("hidden_act",), ACTIVATION),
     (("rms_norm_eps",), EPSILON),
-    (("initializer_range",), SPREAD),
+    (("initializer_range",), NOT_NEGATIVE),
     (("attention_dropout",), DROPOUT),
     (("tie_word_embeddings", "qkv_bias", "output_bias", "mlp_bias", "fused_gate", "interleaved"), FLAG),
     (("eos_token_id",), TOKENS),
@@ -133,7 +134,7 @@ class DecoderConfig:
                 not built here (sliding windows, other scalings of positions, quantised weights); the message names it.
         """
         model_type = values.get("model_type")
-        if model_type not in _READERS:
+        if model_type not in MODEL_TYPES:
             raise InputError(
                 f"model_type is {model_type!r}; supported are {', '.join(_READERS)}: name the folder of such a model."
             )
@@ -205,8 +206,11 @@ def _refuse_windows(values: Mapping[str, Any]) -> None:
     """Refuse a Qwen2 whose attentions look back over a window only, in some of its layers at least."""
     if not values["use_sliding_window"] or values["sliding_window"] is None:
         return
-    layers = values["layer_types"]
-    in_use = "sliding_attention" in layers if layers else values["max_window_layers"] < values["num_hidden_layers"]
+    check_values(
+        values, ((("max_window_layers",), NOT_NEGATIVE), (("num_hidden_layers",), SIZE), (("layer_types",), LIST))
+    )
+    kinds = values["layer_types"]
+    in_use = "sliding_attention" in kinds if kinds else values["max_window_layers"] < values["num_hidden_layers"]
     if in_use:
         raise InputError(
             f"use_sliding_window is {values['use_sliding_window']!r} and some layers have a window of "

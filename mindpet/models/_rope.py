@@ -50,7 +50,7 @@ class Rope:
         if not isinstance(scaling, Mapping):
             raise InputError(f"rope_scaling is {scaling!r}; expected is null or an object: correct the value.")
         kind = scaling.get("rope_type", scaling.get("type", _DEFAULT))
-        if kind not in _KINDS:
+        if kind not in tuple(_KINDS):
             raise InputError(
                 f"rope_scaling is of type {kind!r}; supported are {', '.join(_KINDS)}: use a model with one of them."
             )

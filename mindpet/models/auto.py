@@ -35,7 +35,7 @@ def is_causal_lm(folder: str | Path) -> bool:
     Raises:
         InputError: As `read_model_type`.
     """
-    return read_model_type(folder) in _CLASSES
+    return read_model_type(folder) in tuple(_CLASSES)
 
 
 def load_causal_lm(folder: str | Path, **arguments: Any) -> CausalLM:
@@ -52,7 +52,7 @@ def load_causal_lm(folder: str | Path, **arguments: Any) -> CausalLM:
         InputError: Another architecture, or as `from_pretrained`; the message names the file.
     """
     model_type = read_model_type(folder)
-    if model_type not in _CLASSES:
+    if model_type not in tuple(_CLASSES):
         raise InputError(
             f"{Path(folder) / CONFIG_FILE}: model_type is {model_type!r}; supported are {', '.join(_CLASSES)}: name "
             "the folder of such a language model."

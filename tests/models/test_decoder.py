@@ -237,6 +237,21 @@ def test_configurations_that_are_refused(tmp_path, case):
     assert str(tmp_path / "config.json") in str(error.value)
 
 
+@pytest.mark.parametrize("config", [LLAMA, QWEN2, GLM, CHATGLM], ids=lambda config: config["model_type"])
+def test_no_value_of_the_wrong_type_gets_further(config):
+    optional = ("rope_scaling", "rope_parameters", "partial_rotary_factor", "layer_types", "max_window_layers")
+    odd = [None, "x", -1, 0, 1.5, True, [], ["x"], {}, {"rope_type": []}, {"rope_type": "linear", "factor": "2"}]
+    for key in (*config, *optional):
+        for value in odd:
+            try:
+                made = DecoderConfig.from_dict(
+                    config | {"use_sliding_window": True, "max_window_layers": 9, key: value}
+                )
+            except InputError:
+                continue
+            assert isinstance(made.vocab_size, int)
+
+
 def test_windows_that_no_layer_has_are_fine():
     config = QWEN2 | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
     assert DecoderConfig.from_dict(config) == DecoderConfig.from_dict(QWEN2)
