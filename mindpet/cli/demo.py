@@ -46,7 +46,7 @@ def _run_llm(flags: Mapping[str, Any]) -> None:
     progress = Console(stderr=True)
     demo = run_demo(settings_of_the_demo(flags), progress)
     if demo is None:
-        progress.print("ended early; --overwrite starts again")
+        progress.print("ended early; --resume goes on")
         raise typer.Exit(1)
     result = Console()
     result.print(continuation_table(demo))

@@ -1,4 +1,4 @@
-"""`mindpet finetune`: fine-tune a text classifier."""
+"""`mindpet finetune`: fine-tune a text classifier or a language model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def command(
     ] = None,
     **flags: Any,
 ) -> None:
-    """Fine-tune a text classifier and write a run folder.
+    """Fine-tune a text classifier or a language model and write a run folder.
 
     Example: mindpet finetune --data news.jsonl --out runs/news --epochs 3
     """

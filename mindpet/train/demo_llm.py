@@ -22,14 +22,16 @@ from mindpet.models.generation import generate
 from mindpet.storage.atomic import make_folder, write_text
 from mindpet.train.finetune import finetune
 from mindpet.train.progress import announce
+from mindpet.train.run_folder import RunFolder
 from mindpet.train.settings import FinetuneSettings, load_settings
 from mindpet.train.task import LANGUAGE
 
-__all__ = ["Demo", "Tuned", "continuation_table", "perplexity_table", "run_demo", "settings_of_the_demo"]
+__all__ = ["METHODS", "Demo", "Tuned", "continuation_table", "perplexity_table", "run_demo", "settings_of_the_demo"]
 
 METHODS = ("ptuning2", "lora")
 
 _OUT = Path("runs/demo-llm")
+_FOLDER = "articles"
 _SETTINGS = {"max_length": 128, "batch_size": 4, "epochs": 1}
 _ARTICLES = {"train": 320, "valid": 16, "test": 48}  # of each split, evenly spread: as many as a few minutes allow
 _BEGINNING = 24  # words
@@ -77,7 +79,7 @@ def settings_of_the_demo(flags: Mapping[str, Any]) -> list[FinetuneSettings]:
     """
     out = Path(flags.get("out", _OUT))
     methods = [flags["method"]] if "method" in flags else METHODS
-    ours = {**_SETTINGS, "task": LANGUAGE, "data": out / "articles"}
+    ours = {**_SETTINGS, "task": LANGUAGE, "data": out / _FOLDER}
     return [load_settings(None, {**ours, **flags, "method": method, "out": out / method}) for method in methods]
 
 
@@ -95,7 +97,9 @@ def run_demo(runs: Sequence[FinetuneSettings], console: Console) -> Demo | None:
         InputError: A file, folder or setting cannot be used.
         DivergedError: As `finetune`.
     """
-    articles = _write_articles(runs[0], console.print)
+    for settings in runs:
+        RunFolder(settings.out, settings.overwrite, settings.resume)  # refuses what stands in the way
+    articles = _write_articles(runs[0].out.parent / _FOLDER, runs[0].seed, console.print)
     beginning = " ".join(articles["test"][0].split()[:_BEGINNING])
     model = smollm2_folder(console.print)
     tokenizer = load_tokenizer(model)
@@ -141,10 +145,9 @@ def continuation_table(demo: Demo) -> Table:
     return table
 
 
-def _write_articles(settings: FinetuneSettings, notify: Callable[[str], None]) -> dict[str, list[str]]:
-    """Write some articles of each split as JSON lines into the folder that the settings name, and return them."""
-    data = load_bbc_articles(bbc_folder(notify), settings.seed)
-    folder = settings.data or _OUT / "articles"
+def _write_articles(folder: Path, seed: int, notify: Callable[[str], None]) -> dict[str, list[str]]:
+    """Write some articles of each split as JSON lines, and return them."""
+    data = load_bbc_articles(bbc_folder(notify), seed)
     make_folder(folder)
     chosen = {}
     for split, count in _ARTICLES.items():
