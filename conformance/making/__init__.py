@@ -1,0 +1,1 @@
+"""What `generate.py` makes the conformance set of."""
