@@ -12,7 +12,7 @@ from mindpet.models.gpt2 import GPT2Config, GPT2LMHeadModel
 from mindpet.tuning.layers import Network
 from mindpet.tuning.placements import placement_of
 from mindpet.tuning.state import require_state
-from tests.methods import move_adapter
+from tests.methods import CHANGES_THE_START, EVERY_METHOD, config_of, move_adapter
 
 SIZES = {"vocab_size": 19, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "initializer_range": 0.3}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "rotated": 4}
@@ -103,6 +103,17 @@ def batch_of(*rows):
     """Return input_ids and attention_mask; 0 is padding."""
     ids = np.array(rows, np.int32)
     return Tensor(ids), Tensor((ids > 0).astype(np.int32))
+
+
+@EVERY_METHOD
+@pytest.mark.parametrize("kind", ["glm", pytest.param("gpt2", marks=_SLOW)])
+def test_every_method_goes_on_a_language_model_by_itself(kind, method):
+    network, texts = small(kind), batch_of([4, 7, 2, 5, 1])
+    before = network(*texts).asnumpy()
+    mindpet.get_peft_model(network, config_of(method))
+    assert np.array_equal(network(*texts).asnumpy(), before) == (method not in CHANGES_THE_START)
+    gradients = mindspore.grad(Squared(network), None, network.trainable_params())(*texts)
+    assert any(gradient.asnumpy().any() for gradient in gradients)
 
 
 @KINDS
