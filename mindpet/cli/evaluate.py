@@ -56,12 +56,12 @@ def command(
     if as_json:
         print(json.dumps(figures, ensure_ascii=False))
     else:
+        print(f"{figures['data']}, split {figures['split']}: {figures['texts']} texts")
         Console().print(_table(figures))
 
 
 def _table(figures: Mapping[str, Any]) -> Table:
-    table = Table(title=f"{figures['data']}: {figures['texts']} texts of the split {figures['split']}")
-    table.add_column("figure")
+    table = Table("figure")
     table.add_column("value", justify="right")
     for name, value in figures.items():
         if isinstance(value, float):

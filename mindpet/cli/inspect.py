@@ -15,6 +15,8 @@ from mindpet.cli._serving import progress
 
 __all__ = ["command"]
 
+_UNSAID: tuple[Any, ...] = (None, {}, [])  # of an option: there is nothing to show
+
 
 def command(
     adapter: Annotated[
@@ -68,7 +70,7 @@ def _print(report: Mapping[str, Any]) -> None:
     for block in report["methods"]:
         options = Table("option", "value", title=f"method {block['method']}")
         for name, value in block.items():
-            if name != "method":
+            if name != "method" and value not in _UNSAID:
                 options.add_row(name, _as_text(value))
         result.print(options)
     tensors = Table("tensor", "shape", "dtype", title=f"{len(report['tensors'])} tensors")
@@ -88,7 +90,9 @@ def _describe_checksums(report: Mapping[str, Any]) -> str:
 
 def _as_text(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "\n".join(f"{name}: {_as_text(one)}" for name, one in value.items())
+        return "\n".join(f"{name}: {_as_text(one)}" for name, one in value.items() if one is not None)
+    if isinstance(value, float):
+        return f"{value:.4g}"
     if isinstance(value, list):
         return ", ".join(map(_as_text, value))
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

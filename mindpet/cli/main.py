@@ -13,9 +13,9 @@ from mindpet import __version__
 from mindpet.utils.exceptions import DivergedError, InputError, RankError
 from mindpet.utils.nearest import nearest_names
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "app", "main"]
 
-_COMMANDS = ("finetune", "demo", "evaluate", "infer", "merge", "export", "inspect", "doctor")
+COMMANDS = ("finetune", "demo", "evaluate", "infer", "merge", "export", "inspect", "doctor")
 
 # What the launcher of MindPet 1.0.4 took and no command here takes, and what does the same now.
 _OF_1_0_4 = {
@@ -25,6 +25,8 @@ _OF_1_0_4 = {
     "--model_config_path": "call `mindpet.graph.freeze_from_config` in the boot file",
     "--pretrained_model_path": "--model",
     "--ckpt_path": "name the run folder, which holds what was trained",
+    "--timeout": "the shell's `timeout`",
+    "--quiet": "2>/dev/null, as progress goes to stderr",
 }
 
 
@@ -32,12 +34,12 @@ class _Commands(TyperGroup):
     """The commands, each imported when it is asked for: a help must not wait for all the others."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(_COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in _COMMANDS:
-            nearest = nearest_names(cmd_name, _COMMANDS)
-            hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(_COMMANDS)}"
+        if cmd_name not in COMMANDS:
+            nearest = nearest_names(cmd_name, COMMANDS)
+            hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(COMMANDS)}"
             raise InputError(f"{cmd_name}: no such command; {hint}")
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         single.command(cmd_name)(import_module(f"mindpet.cli.{cmd_name}").command)

@@ -20,29 +20,31 @@ from tests.train.tiny_language import write_answers, write_language_model
 LABELS = ("down", "up")
 
 
-def write_run(home, name="run", **options):
+def write_run(home, name="run", labels=LABELS, **options):
     """Write a run of a tiny BERT into `home` / `name`, beside its model and its data, and return its folder.
 
     What it has trained is random, and not close to zero.
     """
-    model, data = home / "model", home / "task.jsonl"
-    if not model.exists():
-        write_bert(model)
-        write_task(data)
-    given = {"model": model, "data": data, "out": home / name, "batch_size": 4, "max_length": 8, "seed": 3}
-    settings = FinetuneSettings(**given | options)
-    network = BertForSequenceClassification.from_pretrained(model, num_labels=len(LABELS), pooling=settings.pooling)
-    return _write(network, settings, LABELS)
+    given = {"model": home / "model", "data": home / "task.jsonl", "out": home / name}
+    settings = FinetuneSettings(**given | {"batch_size": 4, "max_length": 8, "seed": 3} | options)
+    if not settings.model.exists():
+        write_bert(settings.model)
+    if not settings.data.exists():
+        write_task(settings.data)
+    network = BertForSequenceClassification.from_pretrained(
+        settings.model, num_labels=len(labels), pooling=settings.pooling
+    )
+    return _write(network, settings, labels)
 
 
 def write_language_run(home, name="run", **options):
     """Write a run of a tiny GPT-2 on prompts and completions, as `write_run` does."""
-    model, data = home / "model", home / "answers.jsonl"
-    if not model.exists():
-        write_language_model(model)
-        write_answers(data, "completion")
-    given = {"model": model, "data": data, "out": home / name, "batch_size": 4, "seed": 3}
-    return _write(load_causal_lm(model, dropout=0.0), FinetuneSettings(**given | options), ())
+    given = {"model": home / "model", "data": home / "answers.jsonl", "out": home / name}
+    settings = FinetuneSettings(**given | {"task": "language", "batch_size": 4, "seed": 3} | options)
+    if not settings.model.exists():
+        write_language_model(settings.model)
+        write_answers(settings.data, "completion")
+    return _write(load_causal_lm(settings.model, dropout=0.0), settings, ())
 
 
 def _write(network, settings, labels):
@@ -72,4 +74,3 @@ def opened(monkeypatch, served):
     """Let commands take the module's `served` for the run that they name: reading and compiling take seconds."""
     mindspore.set_context(mode=mindspore.GRAPH_MODE)
     monkeypatch.setattr(serve, "open_run", lambda path, model=None, notify=None: served)
-

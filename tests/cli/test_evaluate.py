@@ -70,7 +70,7 @@ def test_the_table_goes_to_stdout_and_progress_to_stderr(home, capsys):
     assert run_program("evaluate", home / "run", "--split", "valid") == 0
     printed = capsys.readouterr()
     assert "macro_f1" in printed.out
-    assert "6 texts of the" in printed.out
+    assert "task, split valid: 6 texts" in printed.out
     assert "applied from" not in printed.out
 
 
