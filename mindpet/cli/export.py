@@ -23,6 +23,9 @@ def command(
             "adapters: bottleneck adapters for the library of this name.",
         ),
     ],
+    max_lora_rank: Annotated[
+        int | None, typer.Option(help="With vllm, the largest rank that the server takes; 16 if not given.")
+    ] = None,
     overwrite: Annotated[bool, OVERWRITE] = False,
     model: Annotated[Path | None, MODEL] = None,
 ) -> None:
@@ -34,5 +37,6 @@ def command(
     from mindpet.train.serve import open_run
 
     notify = progress()
-    export(open_run(run, model, notify), out, form, overwrite=overwrite, notify=notify)
+    served = open_run(run, model, notify)
+    export(served, out, form, overwrite=overwrite, notify=notify, max_lora_rank=max_lora_rank)
     print(f"{form}: {out}")

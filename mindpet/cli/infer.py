@@ -76,6 +76,11 @@ def _groups(texts: Sequence[str], file: Path | None, most: int) -> Iterator[Sequ
         for begin in range(0, len(texts), most):
             yield [os.fsencode(text) for text in texts[begin : begin + most]]
         return
-    source: Any = file.open("rb") if file else nullcontext(sys.stdin.buffer)
-    with source as stream:
-        yield from read_lines(stream, most)
+    try:
+        source: Any = file.open("rb") if file else nullcontext(sys.stdin.buffer)
+        with source as stream:
+            yield from read_lines(stream, most)
+    except OSError as error:
+        raise InputError(
+            f"{file or 'stdin'} cannot be read ({error.strerror or error}); name a file to read"
+        ) from error

@@ -16,6 +16,7 @@ from mindspore import Tensor
 
 from mindpet.storage.atomic import make_folder, place_folder, write_json
 from mindpet.storage.reader import read_json
+from mindpet.train.inspection import inspect_adapter
 from mindpet.train.serve import Notify, Served, reread
 from mindpet.tuning.exchange.export import export_adapter
 from mindpet.tuning.exchange.merged import write_merged_model
@@ -90,7 +91,13 @@ def write_model(
 
 
 def export(
-    served: Served, folder: Path, form: Literal["peft", "vllm", "adapters", "hf"], *, overwrite: bool, notify: Notify
+    served: Served,
+    folder: Path,
+    form: Literal["peft", "vllm", "adapters", "hf"],
+    *,
+    overwrite: bool,
+    notify: Notify,
+    max_lora_rank: int | None = None,
 ) -> None:
     """Write a run in the form of another library.
 
@@ -101,6 +108,7 @@ def export(
             an adapter, as `mindpet.export_adapter` writes them.
         overwrite: Whether what an earlier call has written there is replaced.
         notify: Called with what is to be known of the folder.
+        max_lora_rank: With 'vllm', the largest rank that the server is started with; None for vLLM's own, 16.
 
     Raises:
         InputError: The library cannot compute what this network does, or the folder cannot be written or replaced.
@@ -117,9 +125,9 @@ def export(
         return
     if served.report is None:
         raise InputError(f"{served.path}: everything was trained, so there is no adapter; choose --format hf")
-    base = served.source.name if served.settings.model else None
+    base = inspect_adapter(served.path).base
     with _telling(notify):
-        export_adapter(served.network, folder, form, base=base, overwrite=overwrite)
+        export_adapter(served.network, folder, form, base=base, overwrite=overwrite, max_lora_rank=max_lora_rank)
 
 
 def check_model_folder(folder: Path, overwrite: bool) -> None:

@@ -96,33 +96,38 @@ def _score_language(
     """Return the perplexity of what is to be learnt, and ROUGE of the last answers where there are any."""
     size, tokenizer = served.settings.batch_size, served.tokenizer
     assert served.template is not None
+    talks = [example for example in examples if isinstance(example, Conversation)]
+    prompts = [_encode_prompt(served, talk, max_new_tokens) for talk in talks]  # refused before anything takes long
     sequences = encode(examples, tokenizer, served.template, served.longest)
     widths = length_buckets(sequences.lengths, served.longest, size)
     notify(f"perplexity of {len(examples)} texts")
     loss, targets = sum_losses(LanguageLoss(served.network), LanguageBatches(sequences, size, widths, tokenizer.pad_id))
     figures = {"targets": targets, "perplexity": perplexity(loss, targets)}
-    talks = [example for example in examples if isinstance(example, Conversation)]
-    return figures | (rouge(*_answers(served, talks, max_new_tokens, notify)) if talks else {})
+    if not talks:
+        return figures
+    written = _write(served, prompts, max_new_tokens, notify)
+    return figures | rouge(written, [talk.messages[-1].content for talk in talks])
 
 
-def _answers(
-    served: Served, talks: Sequence[Conversation], max_new_tokens: int, notify: Notify
-) -> tuple[list[str], list[str]]:
-    """Return what the model writes in the place of each conversation's last message, and these messages."""
+def _encode_prompt(served: Served, talk: Conversation, max_new_tokens: int) -> np.ndarray:
+    """Return the tokens after which the last answer of a conversation begins."""
     assert served.template is not None
-    room = served.room - max_new_tokens
-    rows = [encode_prompt(talk.messages[:-1], served.tokenizer, served.template) for talk in talks]
-    for talk, row in zip(talks, rows, strict=True):
-        if len(row) > room:
-            raise InputError(
-                f"{talk.place}: its {len(row)} tokens and {max_new_tokens} new ones are more than the {served.room} "
-                "that the model takes; shorten it or lower --max-new-tokens"
-            )
-    written: list[str] = []
-    size, order = served.settings.batch_size, sorted(range(len(rows)), key=lambda place: len(rows[place]))
-    for begin in range(0, len(rows), size):
-        notify(f"answers {begin + 1} to {min(begin + size, len(rows))} of {len(rows)}")
-        written += write_behind(
-            served, [rows[place] for place in order[begin : begin + size]], Writing(max_new_tokens=max_new_tokens)
+    tokens = encode_prompt(talk.messages[:-1], served.tokenizer, served.template)
+    if len(tokens) + max_new_tokens > served.room:
+        raise InputError(
+            f"{talk.place}: its {len(tokens)} tokens and {max_new_tokens} new ones are more than the {served.room} "
+            "that the model takes; shorten it or lower --max-new-tokens"
         )
-    return written, [talks[place].messages[-1].content for place in order]
+    return tokens
+
+
+def _write(served: Served, prompts: Sequence[np.ndarray], max_new_tokens: int, notify: Notify) -> list[str]:
+    """Return what the model writes behind each prompt; those of similar length share a batch."""
+    written: dict[int, str] = {}
+    size, order = served.settings.batch_size, sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    for begin in range(0, len(order), size):
+        places = order[begin : begin + size]
+        notify(f"answers {begin + 1} to {begin + len(places)} of {len(order)}")
+        rows = [prompts[place] for place in places]
+        written |= dict(zip(places, write_behind(served, rows, Writing(max_new_tokens=max_new_tokens)), strict=True))
+    return [written[place] for place in range(len(prompts))]

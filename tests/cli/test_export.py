@@ -22,6 +22,7 @@ def test_an_adapter_has_the_names_and_values_that_peft_knows(home, tmp_path, cap
     assert str(out) in capsys.readouterr().out.replace("\n", "")
     config = json.loads((out / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 8, 16)
+    assert config["base_model_name_or_path"] == "tiny"
     exported = load_file(out / "adapter_model.safetensors")
     own = load_file(home / "pooler" / "adapter" / "adapter_model.safetensors")
     layer = "bert.encoder.layer.0.attention.self.query"
@@ -48,6 +49,9 @@ def test_what_a_library_cannot_do_is_refused_or_said(home, tmp_path, capsys):
     assert run_program("export", home / "mean", "--format", "peft", "--out", out, "--overwrite") == 0
     assert run_program("export", home / "mean", "--format", "vllm", "--out", tmp_path / "vllm") == 2
     assert "vLLM" in capsys.readouterr().err
+    given = ["--format", "peft", "--max-lora-rank", 32, "--out", tmp_path / "ranks"]
+    assert run_program("export", home / "mean", *given) == 2
+    assert "max_lora_rank is 32" in capsys.readouterr().err
     assert run_program("export", home / "mean", "--format", "adapters", "--out", tmp_path / "adapters") == 2
     assert "lora" in capsys.readouterr().err
     assert run_program("export", home / "mean", "--format", "onnx", "--out", tmp_path / "onnx") == 2

@@ -108,6 +108,14 @@ def test_a_text_that_is_too_long_is_said_and_the_others_are_answered(home, capsy
     assert "text 2: its" in printed.err
 
 
+@pytest.mark.usefixtures("opened")
+def test_answers_without_room_are_refused_before_anything_is_measured(home, capsys):
+    assert run_program("evaluate", home / "run", "--max-new-tokens", 60) == 2
+    said = capsys.readouterr().err
+    assert "answers.jsonl" in said and "lower --max-new-tokens" in said
+    assert "perplexity of" not in said
+
+
 def test_the_merged_model_and_the_adapter_go_elsewhere(home, tmp_path, capsys):
     assert run_program("merge", home / "run", "--out", tmp_path / "model", "--verify") == 0
     assert "Largest difference of a logit" in capsys.readouterr().out
