@@ -77,7 +77,7 @@ def export_adapter(
     if format == "vllm":
         check_vllm(content.objects[CONFIG_FILE], content.tensors[TENSOR_FILE], max_lora_rank)
     warn_of_pooling(net)
-    with staged_folder(target, overwrite) as staged:
+    with staged_folder(target, overwrite, check_target) as staged:
         content.write(staged)
 
 

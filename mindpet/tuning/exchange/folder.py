@@ -124,7 +124,7 @@ def write_folder(
     Raises:
         InputError: It cannot be written, or something stands there that is not to be replaced.
     """
-    with staged_folder(folder, overwrite) as staged:
+    with staged_folder(folder, overwrite, check_target) as staged:
         write_tensors(staged / TENSOR_FILE, tensors, {METADATA_KEY: dump_record(record)})
         config = _Config(
             format="mindpet",
@@ -139,7 +139,7 @@ def write_folder(
 
 
 @contextmanager
-def staged_folder(folder: Path, overwrite: bool, check: Callable[[Path, bool], None] = check_target) -> Iterator[Path]:
+def staged_folder(folder: Path, overwrite: bool, check: Callable[[Path, bool], None]) -> Iterator[Path]:
     """Give a folder to write into, which gets the name `folder` when all is written, or is removed after an error.
 
     Args:

@@ -169,7 +169,10 @@ FROM_PEFT = {
         },
     ),
     "every bias": (LORA, {"r": 2, "target_modules": ["query"], "bias": "all"}),
-    "every bias and a head": (LORA, {"r": 2, "target_modules": ["query"], "bias": "all", **HEAD}),
+    "every bias and a head": (
+        LORA,
+        {"r": 2, "target_modules": ["query"], "bias": "all", "modules_to_save": ["pooler"], **HEAD},
+    ),
     "biases of adapted layers": (LORA, {"r": 2, "target_modules": ["query"], "bias": "lora_only", **HEAD}),
     "saved modules": (
         LORA,
@@ -236,9 +239,7 @@ FROM_HERE = {
     "IA3 elsewhere": mindpet.IA3Config(target_modules=[r"*.1.*dense", "query"], feedforward_modules=["1.output.dense"]),
     "VeRA": mindpet.VeraConfig(r=6, target_modules=["query", "intermediate.dense"], modules_to_save=["classifier"]),
     "tokens": mindpet.TrainableTokensConfig(token_indices=(5, 2, 58)),
-    "prefix tuning": mindpet.PrefixConfig(
-        num_virtual_tokens=3, encoder_hidden_size=6, embed_dim=9, modules_to_save=["classifier"]
-    ),
+    "prefix tuning without a head": mindpet.PrefixConfig(num_virtual_tokens=3, encoder_hidden_size=6, embed_dim=9),
     "P-Tuning v2": mindpet.PTuning2Config(num_virtual_tokens=4, modules_to_save=["classifier"]),
     "projected P-Tuning v2": mindpet.PTuning2Config(
         num_virtual_tokens=4, prefix_projection=True, encoder_hidden_size=6, modules_to_save=["classifier"]

@@ -61,7 +61,8 @@ def list_own(
         owner = next((one for one in saved if name.startswith(f"{one}.")), None)
         if owner is not None and bias == "all" and leaf == "bias":
             rest = name.removeprefix(f"{owner}.")
-            listed.append(OwnTensor(f"{prefix}{owner}.modules_to_save.{rest}", name, is_copy=True))
+            again = f"default.{rest}" if "." in rest else rest  # within a cell PEFT leaves the adapter's name in
+            listed.append(OwnTensor(f"{prefix}{owner}.modules_to_save.{again}", name, is_copy=True))
             listed.append(OwnTensor(f"{prefix}{owner}.original_module.{rest}", name, is_copy=True, is_base=True))
     return listed
 

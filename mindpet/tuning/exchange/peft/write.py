@@ -15,10 +15,10 @@ from mindpet.tuning.exchange.peft.frame import PREFIX, Family
 from mindpet.tuning.exchange.peft.matching import as_pattern, name_layers
 from mindpet.tuning.exchange.peft.read import FAMILIES
 from mindpet.tuning.exchange.peft.saved import check_layout, holds_transposed, list_own, write_own_tensors
-from mindpet.tuning.exchange.values import HostTensor
+from mindpet.tuning.exchange.values import HostTensor, read
 from mindpet.tuning.state import PeftState
 from mindpet.utils.exceptions import InputError
-from mindpet.utils.names import DELTA_MARK, STATE_MARK
+from mindpet.utils.names import DELTA_MARK, STATE_MARK, file_name
 
 __all__ = ["as_peft"]
 
@@ -81,6 +81,9 @@ def _as_prompt(adapter: ActiveAdapter) -> Content:
     own = _write_own(adapter, (), "none", prompt.OWN_PREFIX)
     sizes = prompt.write_config(adapter.config, {one.path: one.attention for one in feeds})
     content = {"peft_type": prompt.PEFT_TYPE} | _write_common(adapter, needs_task=True) | sizes
+    if content["task_type"] == "SEQ_CLS" and _HEAD not in adapter.saved:  # without which PEFT reads no prompt for it
+        content["modules_to_save"] = [*adapter.saved, _HEAD]
+        own |= _read_head(adapter.state)
     is_table = isinstance(adapter.config, PTuning2Config) and not adapter.config.prefix_projection
     makers = {name: tensor for name, tensor in adapter.values.items() if DELTA_MARK in name}
     files = {TENSOR_FILE: {prompt.PROMPT: made} | own}
@@ -88,6 +91,15 @@ def _as_prompt(adapter: ActiveAdapter) -> Content:
         return Content({CONFIG_FILE: content}, files)
     metadata = {PROJECTION_FILE: prompt.describe_projection(adapter.config, makers, made)}
     return Content({CONFIG_FILE: content}, files | {PROJECTION_FILE: makers}, metadata)
+
+
+def _read_head(state: PeftState) -> dict[str, HostTensor]:
+    """Return the network's classifier, which no adapter has trained, by PEFT's names."""
+    return {
+        f"{prompt.OWN_PREFIX}{file_name(name)}": read(parameter)
+        for name, parameter in state.parameters.items()
+        if name.startswith(f"{_HEAD}.")
+    }
 
 
 def _as_layers(adapter: ActiveAdapter, family: Family) -> Content:
