@@ -39,8 +39,7 @@ def _commands():
     for block, following in zip(blocks, [*blocks[1:], None], strict=True):
         if block.language == "bash":
             shown = following if following and following.language in ("text", "json") else None
-            marks = pytest.mark.slow if "finetune" in block.text or "chat" in block.text else ()
-            yield pytest.param(shlex.split(block.text)[1:], shown, marks=marks, id=block.text.strip())
+            yield pytest.param(shlex.split(block.text)[1:], shown, id=block.text.strip())
 
 
 def _shape(text):
@@ -54,6 +53,7 @@ def _keys(value):
     return {key: _keys(one) for key, one in value.items()} if isinstance(value, dict) else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "shown"), _commands())
 def test_a_documented_command_runs_and_prints_what_is_shown(
     reader, tmp_path, opened_once, monkeypatch, capsys, command, shown
@@ -76,6 +76,7 @@ def test_a_documented_command_runs_and_prints_what_is_shown(
     assert missing == []
 
 
+@pytest.mark.slow
 def test_the_documented_python_runs(reader, monkeypatch, capsys):
     monkeypatch.chdir(reader)
     names = _run_blocks(PAGE)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.cli.runs import run_program, write_run
+from mindpet.train.serve import open_run
+from tests.cli.runs import opened, run_program, write_run  # noqa: F401
 
 
 @pytest.fixture(scope="module")
@@ -14,6 +15,11 @@ def home(tmp_path_factory):
     write_run(folder, "mean")
     write_run(folder, "pooler", pooling="pooler")
     return folder
+
+
+@pytest.fixture(scope="module")
+def served(home):
+    return open_run(home / "mean")
 
 
 def test_an_adapter_has_the_names_and_values_that_peft_knows(home, tmp_path, capsys):
@@ -40,6 +46,7 @@ def test_a_model_for_transformers_is_written_or_refused_where_it_would_compute_s
     assert json.loads((out / "config.json").read_text())["architectures"] == ["BertForSequenceClassification"]
 
 
+@pytest.mark.usefixtures("opened")
 def test_what_a_library_cannot_do_is_refused_or_said(home, tmp_path, capsys):
     out = tmp_path / "out"
     assert run_program("export", home / "mean", "--format", "peft", "--out", out) == 0
@@ -71,8 +78,6 @@ def test_transformers_and_peft_give_the_logits_of_the_run(home, tmp_path):
     import torch
     from peft import PeftModel
     from transformers import BertForSequenceClassification
-
-    from mindpet.train.serve import open_run
 
     input_ids = np.random.default_rng(0).integers(0, 14, (3, 7))
     network = open_run(home / "pooler").network
