@@ -267,3 +267,15 @@ def test_a_bottleneck_is_laid_out_as_the_adapters_library_does(tmp_path):
     name = "bert.encoder.layer.0.attention.output.adapters.default.adapter_down.0.weight"
     assert held[name].shape == (5, hidden)
     assert load_file(tmp_path / "folder" / "model_head.safetensors").keys() == {"classifier.weight", "classifier.bias"}
+
+
+def test_a_name_that_fits_a_group_of_layers_too_is_given_as_a_path(tmp_path):
+    class Grouped(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.CellDict({"output": nn.Dense(2, 2)})
+            self.group = nn.CellDict({"output": nn.CellDict({"dense": nn.Dense(2, 2)})})
+
+    net = mindpet.get_peft_model(Grouped(), mindpet.LoraConfig(r=1, target_modules=["output"]))
+    mindpet.export_adapter(net, tmp_path / "folder")
+    assert read_config(tmp_path / "folder")["target_modules"] == ["block.output"]

@@ -68,7 +68,7 @@ def name_layers(entries: Iterable[str], paths: Sequence[str], candidates: Iterab
     Args:
         entries: Names that are taken if they do.
         paths: The layers.
-        candidates: All layers of the network among which PEFT looks.
+        candidates: All cells of the network among which PEFT looks.
     """
     candidates, wanted = list(candidates), set(paths)
     for names in (list(dict.fromkeys(entries)), list(paths)):

@@ -126,7 +126,7 @@ def _as_layers(adapter: ActiveAdapter, family: Family) -> Content:
     if family is tokens.FAMILY:
         del content["modules_to_save"]  # which PEFT's configuration of this method has not
     content |= {name: _as_json(getattr(config, name)) for name in family.fields} | dict(family.always)
-    content |= _name_targets(adapter, family.candidates(adapter.view), paths)
+    content |= _name_targets(adapter, list(adapter.view.cells), paths)
     if "fan_in_fan_out" in content:
         content["fan_in_fan_out"] = holds_transposed(adapter.view)
     return Content({CONFIG_FILE: content}, {TENSOR_FILE: tensors})
@@ -140,7 +140,13 @@ def _read_pair(adapter: ActiveAdapter, path: str, made: Mapping[str, HostTensor]
 
 
 def _name_targets(adapter: ActiveAdapter, candidates: Sequence[str], paths: Sequence[str]) -> dict[str, Any]:
-    """Return `target_modules`, and for IA3 which of them have their input scaled."""
+    """Return `target_modules`, and for IA3 which of them have their input scaled.
+
+    Args:
+        adapter: The adapter.
+        candidates: Every cell of the network, as PEFT refuses a name that also fits what it cannot adapt.
+        paths: The adapted layers.
+    """
     entries = adapter.entries("target_modules")
     if not isinstance(adapter.config, IA3Config):
         return {"target_modules": name_layers(entries, paths, candidates)}
