@@ -269,13 +269,16 @@ def test_a_bottleneck_is_laid_out_as_the_adapters_library_does(tmp_path):
     assert load_file(tmp_path / "folder" / "model_head.safetensors").keys() == {"classifier.weight", "classifier.bias"}
 
 
-def test_a_name_that_fits_a_group_of_layers_too_is_given_as_a_path(tmp_path):
-    class Grouped(nn.Cell):
-        def __init__(self):
-            super().__init__()
-            self.block = nn.CellDict({"output": nn.Dense(2, 2)})
-            self.group = nn.CellDict({"output": nn.CellDict({"dense": nn.Dense(2, 2)})})
+class Named(nn.Cell):
+    """A cell with one other, under a name."""
 
-    net = mindpet.get_peft_model(Grouped(), mindpet.LoraConfig(r=1, target_modules=["output"]))
+    def __init__(self, name, cell):
+        super().__init__()
+        self.insert_child_to_cell(name, cell)
+
+
+def test_a_name_that_fits_a_group_of_layers_too_is_given_as_a_path(tmp_path):
+    groups = [Named("output", nn.Dense(2, 2)), Named("output", Named("dense", nn.Dense(2, 2)))]
+    net = mindpet.get_peft_model(nn.CellList(groups), mindpet.LoraConfig(r=1, target_modules=["output"]))
     mindpet.export_adapter(net, tmp_path / "folder")
-    assert read_config(tmp_path / "folder")["target_modules"] == ["block.output"]
+    assert read_config(tmp_path / "folder")["target_modules"] == ["0.output"]
