@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mindpet.cli._serving import MODEL, RUN, progress
+from mindpet.cli._serving import MODEL, RUN, print_json, progress
 from mindpet.utils.exceptions import InputError
 
 __all__ = ["command"]
@@ -54,7 +53,7 @@ def command(
         served = open_run(run, model, notify)
     figures = evaluate(served, data, split, notify, max_new_tokens)
     if as_json:
-        print(json.dumps(figures, ensure_ascii=False))
+        print_json(figures)
     else:
         print(f"{figures['data']}, split {figures['split']}: {figures['texts']} texts")
         Console().print(_table(figures))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,12 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
-from mindpet.cli._serving import MODEL, RUN, progress
+from mindpet.cli._serving import MODEL, RUN, print_json, progress
 from mindpet.storage.text import require_file
 from mindpet.utils.exceptions import InputError
 
 __all__ = ["command"]
-
 
 _language = partial(typer.Option, rich_help_panel="Of language models", show_default=True)
 
@@ -59,13 +57,15 @@ def command(
     if file:
         require_file(file)
     notify = progress()
+    if not texts and not file and sys.stdin.isatty():
+        notify("each line that you type is answered; Ctrl-D ends")
     served = open_run(run, model, notify)
     answers = answer(served, _groups(texts or (), file, served.settings.batch_size), writing, notify)
     if out:
         write_lines(out, answers)
         return
     for one in answers:
-        print(json.dumps(one, ensure_ascii=False), flush=True)
+        print_json(one)
 
 
 def _groups(texts: Sequence[str], file: Path | None, most: int) -> Iterator[Sequence[bytes]]:
@@ -81,6 +81,4 @@ def _groups(texts: Sequence[str], file: Path | None, most: int) -> Iterator[Sequ
         with source as stream:
             yield from read_lines(stream, most)
     except OSError as error:
-        raise InputError(
-            f"{file or 'stdin'} cannot be read ({error.strerror or error}); name a file to read"
-        ) from error
+        raise InputError(f"{file or 'stdin'} cannot be read ({error.strerror or error}); name another file") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mindpet.cli._serving import progress
+from mindpet.cli._serving import print_json, progress
 
 __all__ = ["command"]
 
@@ -40,7 +39,7 @@ def command(
         report["on_model"] = _try(contents.path, model)
         failed = failed or not report["on_model"]["loads"]
     if as_json:
-        print(json.dumps(report, ensure_ascii=False))
+        print_json(report)
     else:
         _print(report)
     raise typer.Exit(int(failed))

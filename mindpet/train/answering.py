@@ -20,17 +20,16 @@ from mindpet.utils.exceptions import InputError
 
 __all__ = ["answer", "check_output", "classify", "logits_of", "read_lines", "write_lines"]
 
+_NARROWEST = 32  # tokens; wider batches are twice, four times ... as wide
+_CHUNK_BYTES = 1 << 16
+_MARK = "\ufeff".encode()  # the byte order mark that some editors begin a file with
+
 
 class Stream(Protocol):
     """What bytes are read from."""
 
     def read1(self, size: int, /) -> bytes:
         """Return what is there, at most so many bytes; wait where nothing is there, and return none at the end."""
-
-
-_NARROWEST = 32  # tokens; wider batches are twice, four times ... as wide
-_CHUNK_BYTES = 1 << 16
-_MARK = "\ufeff".encode()  # the byte order mark that some editors begin a file with
 
 
 def read_lines(stream: Stream, most: int) -> Iterator[list[bytes]]:
@@ -43,7 +42,8 @@ def read_lines(stream: Stream, most: int) -> Iterator[list[bytes]]:
         for begin in range(0, len(lines), most):
             yield [line.removesuffix(b"\r") for line in lines[begin : begin + most]]
     if rest:
-        yield [rest.removeprefix(_MARK) if is_first else rest]
+        last = rest.removeprefix(_MARK) if is_first else rest
+        yield [last.removesuffix(b"\r")]
 
 
 def answer(

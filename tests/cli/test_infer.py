@@ -67,6 +67,14 @@ def test_empty_lines_and_bad_bytes_have_an_answer_each(run, tmp_path, capsys):
     assert "text 4: bytes that are no UTF-8" in printed.err
 
 
+def test_where_stdout_takes_no_utf_8_the_json_is_ascii(run, monkeypatch):
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "latin-1"))
+    assert run_program("infer", run, "好 day") == 0
+    sys.stdout.flush()
+    assert json.loads(printed.getvalue().decode("ascii"))["text"] == "好 day"
+
+
 def test_a_file_of_nothing_gives_nothing(run, tmp_path, capsys):
     file = tmp_path / "texts.txt"
     file.touch()
@@ -113,7 +121,7 @@ def test_bad_input_ends_with_2(run, tmp_path, monkeypatch, capsys, arguments, sa
         (b"", []),
         (b"\n", [b""]),
         (b"a", [b"a"]),
-        (b"a\r\nb", [b"a", b"b"]),
+        (b"a\r\nb\r", [b"a", b"b"]),
         (b"a\n\nb\n", [b"a", b"", b"b"]),
         (b"\xef\xbb\xbfa\n\xef\xbb\xbfb", [b"a", b"\xef\xbb\xbfb"]),
         (b"\xef\xbb\xbfa", [b"a"]),
