@@ -67,7 +67,7 @@ def _print(report: Mapping[str, Any]) -> None:
         facts.add_row("on the model", report["on_model"]["said"])
     result.print(facts)
     for block in report["methods"]:
-        options = Table("option", "value", title=f"method {block['method']}")
+        options = Table("option", "value", title=f"method {block.get('method')}")
         for name, value in block.items():
             if name != "method" and value not in _UNSAID:
                 options.add_row(name, _as_text(value))
