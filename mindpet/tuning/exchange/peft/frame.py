@@ -13,6 +13,7 @@ from mindspore import Parameter, nn
 from pydantic import ValidationError
 
 from mindpet.tuning.config import PeftConfig
+from mindpet.tuning.exchange.adapter import list_some
 from mindpet.tuning.exchange.record import explain
 from mindpet.tuning.exchange.values import FLOATS, HostTensor, read
 from mindpet.tuning.layers import Network
@@ -129,12 +130,10 @@ class Source:
         """Refuse what the configuration says."""
         raise InputError(f"{self.path}: {cause}; {advice}.")
 
-    def refuse_tensors(self, problems: Iterable[str], advice: str = "save or fetch the adapter again") -> None:
+    def refuse_tensors(self, problems: Iterable[str]) -> None:
         """Refuse the tensors if there is any problem with them."""
-        problems = list(problems)
-        if problems:
-            rest = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-            raise InputError(f"{self.file}: {'; '.join(problems[:5])}{rest}: {advice}.")
+        if problems := list(problems):
+            raise InputError(f"{self.file}: {list_some(problems)}: save or fetch the adapter again.")
 
     def names(self, key: str) -> tuple[str, ...]:
         """Return a key that holds a list of names, or nothing; each name once."""
