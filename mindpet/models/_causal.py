@@ -126,7 +126,7 @@ class CausalLM(nn.Cell):
             attention_mask: (batch, length) of any dtype, 1 for a token and 0 for padding.
             past: What an earlier call has returned; `input_ids` go on from there. In graph mode wrap it into
                 `mindspore.mutable`, so that it is no constant.
-            room: Start a cache in which so many more tokens have a place.
+            room: Start a cache in which so many more tokens have a place; the first ones make way for any beyond.
 
         Returns:
             Logits (batch, length, vocab_size), float32. With `past` or `room` a tuple: the logits of the last position

@@ -113,7 +113,8 @@ def generate(
         InputError: Arguments that do not fit each other or the model; the message names them.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
-    ends = np.atleast_1d(np.asarray(() if eos_token_ids is None else eos_token_ids, np.int32))
+    given = () if eos_token_ids is None else eos_token_ids
+    ends = np.array(list(given) if isinstance(given, Iterable) else [given], np.int32)
     ids, mask = _checked(net, np.asarray(input_ids), np.asarray(attention_mask), max_new_tokens)
     training = net.training
     net.set_train(False)
