@@ -1,4 +1,4 @@
-"""What is measured: networks and batches, written to a folder from which both sides read the very same numbers."""
+"""What is measured: networks, methods and batches, written to a folder from which all sides read the same numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,21 +14,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mindpet.data.batches import Batch, Batches, length_buckets
+from mindpet.data.language import LanguageBatch
 
 if TYPE_CHECKING:
-    import transformers
+    import torch
 
 __all__ = [
     "ALPHA",
+    "BOTTLENECK",
     "CASES",
+    "FACTOR",
     "HEAD",
-    "TARGETS",
+    "METHODS",
     "TINY_CASES",
+    "TOKENS",
     "Case",
     "Plan",
     "R",
-    "lora_config",
-    "lora_key",
+    "grown",
     "prepare",
     "read_batches",
     "read_plan",
@@ -36,8 +39,9 @@ __all__ = [
 ]
 
 SEED = 0
+METHODS = ("lora", "full", "adapter", "low_rank_adapter", "bitfit", "ptuning2")
 R, ALPHA = 8, 16
-TARGETS = ("query", "value")
+BOTTLENECK, FACTOR, TOKENS = 64, 32, 16  # of adapters, low-rank adapters and P-Tuning v2
 HEAD = "classifier"
 
 
@@ -47,10 +51,13 @@ class Plan:
 
     Attributes:
         title: What is trained, in a few words.
-        pooling: What the head sees, 'mean' or 'pooler'.
-        num_labels: Number of classes.
-        learning_rate: Peak learning rate of LoRA.
+        learning_rate: Peak learning rate of the method.
         head_learning_rate: Peak learning rate of the head.
+        targets: The layers that LoRA adapts.
+        pooling: What the head sees, 'mean' or 'pooler'; None for a language model.
+        num_labels: Number of classes; of a language model 0.
+        method: One of METHODS.
+        rank: LoRA's.
         warmup_ratio: Share of the steps over which the learning rates rise.
         weight_decay: Decay of matrices; vectors are not decayed.
         steps: Number of steps of the run, over which the learning rates rise and fall.
@@ -58,10 +65,13 @@ class Plan:
     """
 
     title: str
-    pooling: str
-    num_labels: int
     learning_rate: float
     head_learning_rate: float
+    targets: tuple[str, ...] = ("query", "value")
+    pooling: str | None = None
+    num_labels: int = 0
+    method: str = METHODS[0]
+    rank: int = R
     warmup_ratio: float = 0.1
     weight_decay: float = 0.01
     steps: int = 0
@@ -74,33 +84,39 @@ class Case:
 
     Attributes:
         plan: Its numbers; the number of steps is not known yet.
-        make_network: Takes the number of classes and returns a `transformers.BertForSequenceClassification`.
+        make_network: Takes the number of classes and returns a network of transformers.
         make_batches: Returns the batches, all of one shape.
     """
 
     plan: Plan
-    make_network: Callable[[int], transformers.BertForSequenceClassification]
-    make_batches: Callable[[], list[Batch]]
+    make_network: Callable[[int], Any]
+    make_batches: Callable[[], list[Any]]
+
+    def with_method(self, method: str) -> Case:
+        """Return the case with another method."""
+        return replace(self, plan=replace(self.plan, method=method))
 
 
 def prepare(case: Case, steps: int, folder: Path) -> None:
-    """Write the network, LoRA's first values, the batches and the plan of a run of `steps` steps into `folder`."""
-    import peft
+    """Write network, the method's first values, batches and plan of a run of `steps` steps into `folder`."""
     import torch
     from safetensors.numpy import save_file
+    from side_peft import attach, starting_values
 
     from mindpet.train.optimizer import linear_schedule
 
     torch.manual_seed(SEED)
     network = case.make_network(case.plan.num_labels)
-    for dropout in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
-        setattr(network.config, dropout, 0.0)
+    for dropout in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "attention_dropout"):
+        if hasattr(network.config, dropout):
+            setattr(network.config, dropout, 0.0)
     network.save_pretrained(folder)
-    adapted = peft.get_peft_model(network, lora_config())
-    lora = {lora_key(name): p.detach().numpy() for name, p in adapted.named_parameters() if "lora_" in name}
-    save_file(lora, folder / "lora.safetensors")
-    fields = zip(Batch._fields, zip(*case.make_batches(), strict=True), strict=True)
-    save_file({name: np.stack(arrays) for name, arrays in fields}, folder / "batches.safetensors")
+    save_file(starting_values(attach(network, case.plan)), folder / "start.safetensors")
+    batches = case.make_batches()
+    save_file(
+        {name: np.stack([getattr(b, name) for b in batches]) for name in batches[0]._fields},
+        folder / "batches.safetensors",
+    )
     schedule = linear_schedule(1.0, steps, case.plan.warmup_ratio)
     plan = asdict(case.plan) | {"steps": steps, "schedule": schedule}
     (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
@@ -111,12 +127,13 @@ def read_plan(folder: Path) -> Plan:
     return Plan(**json.loads((folder / "plan.json").read_text(encoding="utf-8")))
 
 
-def read_batches(folder: Path) -> list[Batch]:
+def read_batches(folder: Path) -> list[Any]:
     """Return the batches that `prepare` wrote."""
     from safetensors.numpy import load_file
 
     arrays = load_file(folder / "batches.safetensors")
-    return [Batch(*rows) for rows in zip(*(arrays[name] for name in Batch._fields), strict=True)]
+    kind = Batch if "token_type_ids" in arrays else LanguageBatch
+    return [kind(*rows) for rows in zip(*(arrays[name] for name in kind._fields), strict=True)]
 
 
 def tell(what: str) -> None:
@@ -124,19 +141,7 @@ def tell(what: str) -> None:
     print(what, file=sys.stderr, flush=True)
 
 
-def lora_config() -> Any:
-    """Return PEFT's configuration of the LoRA that both sides train."""
-    import peft
-
-    return peft.LoraConfig(r=R, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=[*TARGETS], modules_to_save=[HEAD])
-
-
-def lora_key(peft_name: str) -> str:
-    """Return the name in `lora.safetensors` of PEFT's parameter: `<path of the layer>.lora_a` or `.lora_b`."""
-    return peft_name.removeprefix("base_model.model.").removesuffix(".default.weight").lower()
-
-
-def _minilm(num_labels: int) -> transformers.BertForSequenceClassification:
+def _minilm(num_labels: int) -> torch.nn.Module:
     import transformers
 
     from mindpet.data.embedded import minilm_folder
@@ -144,7 +149,21 @@ def _minilm(num_labels: int) -> transformers.BertForSequenceClassification:
     return transformers.BertForSequenceClassification.from_pretrained(minilm_folder(tell), num_labels=num_labels)
 
 
-def _random_bert(num_labels: int, **config: int) -> transformers.BertForSequenceClassification:
+def _smollm2(_: int) -> torch.nn.Module:
+    import transformers
+
+    from mindpet.data.embedded import smollm2_folder
+
+    return transformers.AutoModelForCausalLM.from_pretrained(smollm2_folder(tell), torch_dtype="float32")
+
+
+def _random_llama(_: int, **config: int) -> torch.nn.Module:
+    import transformers
+
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**config))
+
+
+def _random_bert(num_labels: int, **config: int) -> torch.nn.Module:
     """Return a BERT with random weights."""
     import transformers
 
@@ -183,16 +202,43 @@ def _random_batches(count: int, rows: int, length: int, vocabulary: int, num_lab
     return batches
 
 
+def _random_passages(count: int, rows: int, length: int, vocabulary: int) -> list[LanguageBatch]:
+    """Return batches of random tokens, each of which is the target of the one before."""
+    generator = np.random.default_rng(SEED)
+    batches = []
+    for number in range(count):
+        tokens = generator.integers(3, vocabulary, size=(rows, length + 1), dtype=np.int32)
+        indices = np.arange(number * rows, (number + 1) * rows)
+        mask = np.ones((rows, length), np.int32)
+        batches.append(LanguageBatch(tokens[:, :-1].copy(), mask, tokens[:, 1:].copy(), indices))
+    return batches
+
+
+def grown(case: Case, rows: int, length: int, layers: int, rank: int) -> Case:
+    """Return BERT-base of another size: random tokens, without padding."""
+    plan = replace(case.plan, rank=rank)
+    network = partial(_random_bert, vocab_size=21128, num_hidden_layers=layers)
+    texts = {"rows": rows, "length": length, "shortest": length}
+    return Case(plan, network, partial(_random_batches, count=4, vocabulary=21128, num_labels=15, **texts))
+
+
 CASES = {
+    "bert-base": Case(
+        Plan("BERT-base, random weights and tokens, BERT's pooler", 1e-4, 1e-4, pooling="pooler", num_labels=15),
+        partial(_random_bert, vocab_size=21128),
+        partial(_random_batches, count=8, rows=8, length=128, vocabulary=21128, num_labels=15, shortest=128),
+    ),
     "headlines": Case(
-        Plan("the demo's step: all-MiniLM-L6-v2 on BBC headlines, masked mean pooling", "mean", 5, 5e-4, 5e-3),
+        Plan(
+            "the demo's step: all-MiniLM-L6-v2 on BBC headlines, mean pooling", 5e-4, 5e-3, pooling="mean", num_labels=5
+        ),
         _minilm,
         _headlines,
     ),
-    "bert-base": Case(
-        Plan("BERT-base with random weights on random tokens, BERT's pooler", "pooler", 15, 1e-4, 1e-4),
-        partial(_random_bert, vocab_size=21128),
-        partial(_random_batches, count=8, rows=8, length=128, vocabulary=21128, num_labels=15, shortest=128),
+    "smollm2": Case(
+        Plan("SmolLM2-135M on random tokens", 1e-4, 1e-4, targets=("q_proj", "v_proj")),
+        _smollm2,
+        partial(_random_passages, count=4, rows=4, length=256, vocabulary=49152),
     ),
 }
 
@@ -202,14 +248,18 @@ _TINY = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "intermediate_size": 64,
-    "max_position_embeddings": 16,
+    "max_position_embeddings": 32,
 }
-# The same paths through the code on a network that takes milliseconds.
-TINY_CASES = {
-    name: Case(
-        Plan(f"a tiny BERT in place of: {case.plan.title}", case.plan.pooling, 3, 5e-4, 5e-3),
-        partial(_random_bert, **_TINY),
-        partial(_random_batches, count=4, rows=4, length=8, vocabulary=101, num_labels=3, shortest=3),
-    )
-    for name, case in CASES.items()
-}
+_TINY_BATCHES = partial(_random_batches, count=4, rows=4, length=8, vocabulary=101, num_labels=3, shortest=3)
+
+
+def _tiny(case: Case) -> Case:
+    plan = replace(case.plan, title=f"a tiny network in place of: {case.plan.title}")
+    if plan.pooling is None:
+        texts = partial(_random_passages, count=4, rows=4, length=8, vocabulary=101)
+        return Case(plan, partial(_random_llama, num_key_value_heads=2, **_TINY), texts)
+    return Case(replace(plan, num_labels=3), partial(_random_bert, **_TINY), _TINY_BATCHES)
+
+
+# The same paths through the code on networks that take milliseconds.
+TINY_CASES = {name: _tiny(case) for name, case in CASES.items()}

@@ -1,32 +1,52 @@
-"""Our side: the code path of `mindpet finetune`, graph mode, float32."""
+"""Our side: the code path of `mindpet finetune`, with native twins."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mindspore
-from cases import ALPHA, HEAD, TARGETS, Plan, R
-from mindspore import Tensor
+from cases import ALPHA, BOTTLENECK, FACTOR, HEAD, TOKENS, Plan
+from mindspore import Tensor, nn
 from safetensors.numpy import load_file
 
-from mindpet.data.batches import Batch
+from mindpet import kernels
+from mindpet.models.auto import load_causal_lm
 from mindpet.models.bert import BertForSequenceClassification
+from mindpet.train.losses import ClassificationLoss, LanguageLoss
 from mindpet.train.optimizer import build_optimizer
 from mindpet.train.step import TrainStep
+from mindpet.tuning.accelerate import accelerate
 from mindpet.tuning.attach import get_peft_model
-from mindpet.tuning.config import LoraConfig
+from mindpet.tuning.registry import METHODS
 
 __all__ = ["build_step"]
 
 
-def build_step(folder: Path, plan: Plan) -> Callable[[Batch], float]:
-    """Return a function that takes one training step and returns its loss."""
-    mindspore.set_context(mode=mindspore.GRAPH_MODE)
-    network = BertForSequenceClassification.from_pretrained(folder, plan.num_labels, plan.pooling, dropout=0.0)
-    config = LoraConfig(r=R, lora_alpha=ALPHA, target_modules=TARGETS, modules_to_save=(HEAD,))
-    get_peft_model(network, config, compute_dtype=mindspore.float32)
-    _load_lora(network, folder)
+def build_step(folder: Path, plan: Plan, kind: str = "f32", graph: bool = True) -> Callable[[Any], float]:
+    """Return a function that takes one training step and returns its loss.
+
+    Args:
+        folder: What `prepare` wrote.
+        plan: Its plan.
+        kind: The kernels, 'off', 'f32' or 'bf16'.
+        graph: Graph mode, otherwise PyNative mode.
+    """
+    step = make_step(folder, plan, kind, graph)
+    return lambda batch: step(batch).loss
+
+
+def make_step(folder: Path, plan: Plan, kind: str, graph: bool) -> TrainStep:
+    """Return the training step; arguments as of `build_step`."""
+    mindspore.set_context(mode=mindspore.GRAPH_MODE if graph else mindspore.PYNATIVE_MODE)
+    kernels.use_kernels(kind)
+    network = _load(folder, plan)
+    if plan.method != "full":
+        config = METHODS[plan.method].config(**_fields(plan))
+        get_peft_model(network, config, compute_dtype=mindspore.float32)
+        _start(network, folder)
+    accelerate(network)
     optimizer = build_optimizer(
         network,
         steps=plan.steps,
@@ -36,14 +56,30 @@ def build_step(folder: Path, plan: Plan) -> Callable[[Batch], float]:
         weight_decay=plan.weight_decay,
         is_head=lambda name: name.startswith(f"{HEAD}."),
     )
-    step = TrainStep(network, optimizer, scale_loss=False)
-    return lambda batch: step(batch).loss
+    return TrainStep(network, optimizer, scale_loss=False, loss=ClassificationLoss if plan.pooling else LanguageLoss)
 
 
-def _load_lora(network: BertForSequenceClassification, folder: Path) -> None:
-    values = load_file(folder / "lora.safetensors")
-    parameters = {p.name.replace("mindpet_delta_", ""): p for p in network.trainable_params() if "lora_" in p.name}
+def _load(folder: Path, plan: Plan) -> nn.Cell:
+    if plan.pooling is None:
+        return load_causal_lm(folder, dropout=0.0)
+    return BertForSequenceClassification.from_pretrained(folder, plan.num_labels, plan.pooling, dropout=0.0)
+
+
+def _fields(plan: Plan) -> dict[str, Any]:
+    """Return the fields of the method's configuration."""
+    own: dict[str, dict[str, Any]] = {
+        "lora": {"r": plan.rank, "lora_alpha": ALPHA, "target_modules": plan.targets},
+        "adapter": {"bottleneck_size": BOTTLENECK},
+        "low_rank_adapter": {"reduction_factor": FACTOR},
+        "ptuning2": {"num_virtual_tokens": TOKENS},
+    }
+    return own.get(plan.method, {}) | ({"modules_to_save": (HEAD,)} if plan.pooling else {})
+
+
+def _start(network: nn.Cell, folder: Path) -> None:
+    values = load_file(folder / "start.safetensors")
+    parameters = {p.name: p for p in network.trainable_params() if "mindpet_delta_" in p.name}
     if parameters.keys() != values.keys():
-        raise ValueError(f"the two sides adapt other layers: {sorted(parameters.keys() ^ values.keys())}")
+        raise ValueError(f"the two sides train other parameters: {sorted(parameters.keys() ^ values.keys())}")
     for name, parameter in parameters.items():
-        parameter.set_data(Tensor(values[name]))
+        parameter.set_data(Tensor(values[name].reshape(parameter.shape)))

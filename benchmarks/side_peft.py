@@ -1,4 +1,4 @@
-"""The other side: transformers and PEFT on torch, float32, eager, with transformers' default attention."""
+"""The other side: transformers on torch with PEFT, and with the same adapters and biases for what PEFT has not."""
 
 from __future__ import annotations
 
@@ -6,40 +6,55 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import peft
 import torch
 import transformers
-from cases import HEAD, Plan, lora_config, lora_key
+from cases import ALPHA, BOTTLENECK, FACTOR, HEAD, TOKENS, Plan
 from safetensors.torch import load_file
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from mindpet.data.batches import Batch
-
-__all__ = ["build_step"]
+__all__ = ["attach", "build_step", "starting_values"]
 
 # Those of mindspore.nn.AdamWeightDecay.
 _BETAS = (0.9, 0.999)
 _EPS = 1e-6
 
+_ADAPTED = ("attention.output.dense", "output.dense")  # the layers that adapters follow, as in mindpet
+_PROMPT = "mindpet_prefix_encoder.mindpet_delta_ptuning2_embedding.embedding_table"
 
-def build_step(folder: Path, plan: Plan) -> Callable[[Batch], float]:
-    """Return a function that takes one training step and returns its loss."""
+
+def build_step(folder: Path, plan: Plan, brain: bool = False, compiled: bool = False) -> Callable[[Any], float]:
+    """Return a function that takes one training step and returns its loss.
+
+    Args:
+        folder: What `prepare` wrote.
+        plan: Its plan.
+        brain: All weights, gradients and moments in bfloat16, otherwise in float32.
+        compiled: With torch.compile, otherwise eager.
+    """
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    network = transformers.BertForSequenceClassification.from_pretrained(folder)
-    model = peft.get_peft_model(_MeanClassifier(network) if plan.pooling == "mean" else network, lora_config())
-    _load_lora(model, folder)
+    kind = transformers.BertForSequenceClassification if plan.pooling else transformers.AutoModelForCausalLM
+    model = attach(kind.from_pretrained(folder, torch_dtype=torch.float32), plan)
+    _start(model, folder)
+    if brain:
+        model = model.bfloat16()
     model.train()
     optimizer = _build_optimizer(model, plan)
+    called = torch.compile(model) if compiled else model
     taken = 0
 
-    def step(batch: Batch) -> float:
+    def step(batch: Any) -> float:
         nonlocal taken
         taken += 1
         _undo_bias_correction(optimizer, taken, plan.schedule[taken - 1])
-        input_ids, attention_mask, token_type_ids, labels = (torch.from_numpy(array).long() for array in batch[:4])
-        outputs = model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
-        loss = torch.nn.functional.cross_entropy(outputs.logits, labels, ignore_index=-1)
+        arrays = {name: torch.from_numpy(array).long() for name, array in batch._asdict().items()}
+        labels = arrays.pop("labels").flatten()
+        arrays.pop("indices")
+        logits = called(**arrays).logits.flatten(0, -2).float()
+        loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-1)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -48,12 +63,123 @@ def build_step(folder: Path, plan: Plan) -> Callable[[Batch], float]:
     return step
 
 
+def attach(network: Any, plan: Plan) -> Any:
+    """Return a network with the plan's method attached, and nothing else to be trained but the head."""
+    if plan.pooling == "mean":
+        network = _MeanClassifier(network)
+    saved = {"modules_to_save": [HEAD]} if plan.pooling else {}
+    if plan.method == "lora":
+        targets = [*plan.targets]
+        return peft.get_peft_model(
+            network, peft.LoraConfig(r=plan.rank, lora_alpha=ALPHA, target_modules=targets, **saved)
+        )
+    if plan.method == "ptuning2":
+        task = "SEQ_CLS" if plan.pooling else "CAUSAL_LM"
+        return peft.get_peft_model(network, peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=TOKENS))
+    if plan.method == "full":
+        return network
+    for name, parameter in network.named_parameters():
+        biased = plan.method == "bitfit" and name.endswith(".bias") and "LayerNorm" not in name
+        parameter.requires_grad = biased or name.startswith(f"{HEAD}.")
+    adapter = {"adapter": _Adapter, "low_rank_adapter": _LowRankAdapter}.get(plan.method)
+    if adapter is not None:
+        for name, layer in list(network.named_modules()):
+            if name.endswith(_ADAPTED):
+                parent = network.get_submodule(name.rpartition(".")[0])
+                parent.dense = _Adapted(layer, plan.method, adapter(layer.out_features))
+    return network
+
+
+def starting_values(model: Any) -> dict[str, np.ndarray]:
+    """Return the first values of what a method has added, by the names that mindpet has for it."""
+    return {_our_name(n): p.detach().numpy() for n, p in model.named_parameters() if _our_name(n)}
+
+
+def _our_name(name: str) -> str:
+    """Return mindpet's name of a parameter that a method has added; nothing for the network's own ones."""
+    if name == "prompt_encoder.default.embedding.weight":
+        return _PROMPT
+    for letter in "ab":
+        name = name.replace(f".lora_{letter.upper()}.default.weight", f".mindpet_delta_lora_{letter}")
+    return name.removeprefix("base_model.model.") if "mindpet_delta_" in name else ""
+
+
+def _start(model: torch.nn.Module, folder: Path) -> None:
+    values = load_file(folder / "start.safetensors")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if _our_name(name):
+                parameter.copy_(values[_our_name(name)])
+
+
+class _Adapted(torch.nn.Module):
+    """A layer and what follows it, under mindpet's name."""
+
+    def __init__(self, layer: torch.nn.Module, method: str, adapter: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.name = f"mindpet_delta_{method}"
+        self.add_module(self.name, adapter)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.get_submodule(self.name)(self.layer(x))
+
+
+class _Adapter(torch.nn.Module):
+    """x + gelu(x W_down^T + b_down) W_up^T + b_up (arXiv:1902.00751)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        down, up = torch.nn.Linear(width, BOTTLENECK), torch.nn.Linear(BOTTLENECK, width)
+        torch.nn.init.normal_(down.weight, std=0.01)
+        for zeros in (down.bias, up.weight, up.bias):
+            torch.nn.init.zeros_(zeros)
+        names = ("mindpet_delta_adapter_down_sampler", "mindpet_delta_adapter_up_sampler")
+        self.mindpet_delta_adapter_block = torch.nn.ModuleDict(dict(zip(names, (down, up), strict=True)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        down, up = self.mindpet_delta_adapter_block.values()
+        return x + up(torch.nn.functional.gelu(down(x), approximate="tanh"))
+
+
+class _Product(torch.nn.Module):
+    """A linear map whose matrix is the product of two of rank 1."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.mindpet_delta_low_rank_adapter_weight_left = torch.nn.Parameter(torch.empty(inputs, 1))
+        self.mindpet_delta_low_rank_adapter_weight_right = torch.nn.Parameter(torch.empty(1, outputs))
+        for weight in self.parameters():
+            torch.nn.init.xavier_uniform_(weight)
+        self.bias = torch.nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = (
+            self.mindpet_delta_low_rank_adapter_weight_left,
+            self.mindpet_delta_low_rank_adapter_weight_right,
+        )
+        return x @ (left @ right) + self.bias
+
+
+class _LowRankAdapter(torch.nn.Module):
+    """An adapter whose two matrices are such products (arXiv:2106.04647)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mindpet_delta_low_rank_adapter_down_sampler = _Product(width, width // FACTOR)
+        self.mindpet_delta_low_rank_adapter_up_sampler = _Product(width // FACTOR, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.nn.functional.gelu(self.mindpet_delta_low_rank_adapter_down_sampler(x), approximate="tanh")
+        return x + self.mindpet_delta_low_rank_adapter_up_sampler(hidden)
+
+
 class _MeanClassifier(torch.nn.Module):
     """BERT, the mean over the tokens that are no padding, and a linear head; the pooler is left out."""
 
     def __init__(self, network: transformers.BertForSequenceClassification) -> None:
         super().__init__()
-        self.bert, self.classifier = network.bert, network.classifier
+        self.bert, self.classifier, self.config = network.bert, network.classifier, network.config
         self.bert.pooler = None
 
     def forward(
@@ -63,16 +189,6 @@ class _MeanClassifier(torch.nn.Module):
         weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
         mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
         return SequenceClassifierOutput(logits=self.classifier(mean))
-
-
-def _load_lora(model: torch.nn.Module, folder: Path) -> None:
-    values = load_file(folder / "lora.safetensors")
-    parameters = {lora_key(name): p for name, p in model.named_parameters() if "lora_" in name}
-    if parameters.keys() != values.keys():
-        raise ValueError(f"other layers are adapted than were prepared: {sorted(parameters.keys() ^ values.keys())}")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(values[name])
 
 
 def _build_optimizer(model: torch.nn.Module, plan: Plan) -> torch.optim.AdamW:

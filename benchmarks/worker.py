@@ -7,13 +7,15 @@ import multiprocessing
 import resource
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cases import Case, prepare, read_batches, read_plan
+from cases import read_batches, read_plan
 
-__all__ = ["Turn", "Worker", "prepare_apart"]
+__all__ = ["Turn", "Worker", "run_apart"]
 
 # A fork would share what the parent has imported, and count it in the memory of both sides.
 _PROCESSES = multiprocessing.get_context("spawn")
@@ -41,12 +43,13 @@ class Worker:
     Args:
         side: The module that builds the step.
         folder: What `prepare` wrote.
+        options: For its `build_step`.
     """
 
-    def __init__(self, side: str, folder: Path) -> None:
+    def __init__(self, side: str, folder: Path, options: dict[str, Any]) -> None:
         self._side = side
         self._connection, theirs = _PROCESSES.Pipe()
-        self._process = _PROCESSES.Process(target=_serve, args=(theirs, side, folder), daemon=True)
+        self._process = _PROCESSES.Process(target=_serve, args=(theirs, side, folder, options), daemon=True)
         self._process.start()
         theirs.close()
         self._receive()
@@ -65,24 +68,33 @@ class Worker:
 
     def _receive(self) -> Any:
         try:
-            return self._connection.recv()
+            answer = self._connection.recv()
         except EOFError:
             self._process.join()
-            raise SystemExit(f"{self._side} ended with code {self._process.exitcode}; its error is above") from None
+            raise RuntimeError(f"its process ended with code {self._process.exitcode}") from None
+        if isinstance(answer, Exception):
+            self._process.join()
+            raise RuntimeError(f"{type(answer).__name__}: {str(answer).strip().splitlines()[0]}") from answer
+        return answer
 
 
-def prepare_apart(case: Case, steps: int, folder: Path) -> None:
-    """Run `prepare` in a process of its own: a child's peak of memory starts at what its parent holds."""
-    process = _PROCESSES.Process(target=prepare, args=(case, steps, folder), daemon=True)
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise SystemExit("the case could not be prepared; the error is above")
+def run_apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a process of its own, since a child's peak of memory starts at what its parent holds."""
+    with ProcessPoolExecutor(1, mp_context=_PROCESSES) as pool:
+        return pool.submit(function, *arguments).result()
 
 
-def _serve(connection: Connection, side: str, folder: Path) -> None:
+def _serve(connection: Connection, side: str, folder: Path, options: dict[str, Any]) -> None:
     """Build the step, say so, and take as many steps as each message asks for until one asks for none."""
-    step = importlib.import_module(side).build_step(folder, read_plan(folder))
+    try:
+        _take_turns(connection, importlib.import_module(side), folder, options)
+    except Exception as error:  # the parent reports it
+        connection.send(RuntimeError(f"{type(error).__name__}: {error}"))
+        raise
+
+
+def _take_turns(connection: Connection, side: Any, folder: Path, options: dict[str, Any]) -> None:
+    step = side.build_step(folder, read_plan(folder), **options)
     batches = read_batches(folder)
     connection.send("ready")
     taken, rested = 0, time.process_time()

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,27 +10,41 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
+def run(script, *arguments):
+    result = subprocess.run(
+        [sys.executable, BENCHMARKS / script, "--tiny", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
 @pytest.mark.slow
-def test_both_sides_do_the_same_work(tmp_path):
+@pytest.mark.parametrize("case", ["bert-base, ptuning2", "smollm2, lora"])
+def test_both_sides_do_the_same_work(tmp_path, case):
     figures = tmp_path / "figures.json"
-    command = [sys.executable, BENCHMARKS / "step_time.py", "--tiny", "--rounds", "7", "--steps", "3"]
-    run = subprocess.run([*command, "--json", figures], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    results = json.loads(figures.read_text(encoding="utf-8"))["cases"]
-    assert results.keys() == {"headlines", "bert-base"}
-    for name, result in results.items():
-        ours, theirs = result["sides"]["mindpet"], result["sides"]["PEFT"]
-        assert len(ours["losses"]) == len(theirs["losses"]) == 22
-        assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4)
-        assert abs(ours["losses"][0] - ours["losses"][4]) > 1e-3, (
-            "the first batch comes again: its loss must have moved"
-        )
-        for side in (ours, theirs):
-            assert 0 < side["min_s"] <= side["median_s"] <= max(side["seconds"])
-            assert side["idle_busy_s"] < 0.5 * sum(side["seconds"]) + 0.5
-            assert 100 < side["peak_mb"] < 2000
-        assert result["ratios"]["median_s"] == pytest.approx(ours["median_s"] / theirs["median_s"])
-        assert f"## {name}\n" in run.stdout
+    name, method = case.split(", ")
+    sides = ("--side", "mindpet f32", "--side", "PEFT f32")
+    written = run("step_time.py", "--case", name, "--method", method, *sides, "--rounds", 7, "--json", figures)
+    results = json.loads(figures.read_text(encoding="utf-8"))["results"]
+    assert results.keys() == {case}
+    ours, theirs = results[case]["sides"]["mindpet f32"], results[case]["sides"]["PEFT f32"]
+    assert len(ours["losses"]) == len(theirs["losses"]) == 22
+    assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4)
+    assert abs(ours["losses"][0] - ours["losses"][4]) > 1e-4, "the first batch comes again: its loss must have moved"
+    for side in (ours, theirs):
+        assert 0 < side["min_s"] <= side["median_s"] <= max(side["seconds"])
+        assert 100 < side["peak_mb"] < 2000
+    assert f"## {case}\n" in written
+
+
+@pytest.mark.slow
+def test_the_profile_names_what_a_step_consists_of():
+    written = run("profile_ops.py")
+    assert re.search(r"NativeLoRADense, native +\| forward +\| +4 ", written)
+    assert re.search(r"BertSelfAttention, native +\| backward +\| +2 ", written)
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,12 @@ inline void lora_back(const float* dy, const float* x, const float* hidden, cons
   scaled_product(rows, rank, scale, {row_major(dy, outputs), row_major(lora_b, rank), outputs}, dhidden);
   const Term<Tiles> base = {prepare<Tiles>(dy, rows, outputs), row_major(weight, inputs), outputs};
   product(rows, inputs, base, Term<FloatTiles>{row_major(dhidden, rank), row_major(lora_a, inputs), rank}, dx);
-  product(rank, inputs, Term<FloatTiles>{transposed(dhidden, rank), row_major(x, inputs), rows}, NOTHING, dlora_a);
-  product(outputs, rank, Term<FloatTiles>{transposed(dy, outputs), row_major(hidden, rank), rows}, NOTHING, dlora_b);
+  thin_product(rank, inputs, transposed(dhidden, rank), x, rows, dlora_a);
+  auto* turned = static_cast<float*>(mindpet::scratch(6, static_cast<std::size_t>(rank * outputs) * sizeof(float)));
+  thin_product(rank, outputs, transposed(hidden, rank), dy, rows, turned);
+  for (long i = 0; i < outputs; ++i) {
+    for (long j = 0; j < rank; ++j) dlora_b[i * rank + j] = turned[j * outputs + i];
+  }
 }
 
 }  // namespace MINDPET_ISA

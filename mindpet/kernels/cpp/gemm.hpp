@@ -78,9 +78,9 @@ inline void pack(Matrix b, long depth, long columns, float* panel) {
   }
 }
 
-// c[ROWS, VECTORS * WIDTH] = a panel, or + a panel.
+// c[ROWS, VECTORS * WIDTH] = a panel, or + a panel. The rows of a packed panel follow each other at a distance of PANEL.
 template <int ROWS, int VECTORS>
-inline void tile(Matrix a, const float* panel, long depth, float* c, long c_row, bool add) {
+inline void tile(Matrix a, const float* panel, long depth, float* c, long c_row, bool add, long panel_row = PANEL) {
   Floats sums[ROWS][VECTORS];
 #pragma GCC unroll 8
   for (int i = 0; i < ROWS; ++i)
@@ -89,7 +89,7 @@ inline void tile(Matrix a, const float* panel, long depth, float* c, long c_row,
   for (long k = 0; k < depth; ++k) {
     Floats columns[VECTORS];
 #pragma GCC unroll 3
-    for (int j = 0; j < VECTORS; ++j) columns[j] = load(panel + k * PANEL + j * WIDTH);
+    for (int j = 0; j < VECTORS; ++j) columns[j] = load(panel + k * panel_row + j * WIDTH);
 #pragma GCC unroll 8
     for (int i = 0; i < ROWS; ++i) {
       const Floats element = fill(a.data[i * a.row + k * a.column]);
@@ -239,6 +239,27 @@ inline void product(long rows, long columns, const Term<Tiles>& term, const Term
     add_term(part, more, target, columns, true);
     for (long i = 0; i < part.rows; i += BAND) {
       finish(Part{part.row + i, std::min(BAND, part.rows - i), part.column, part.columns});
+    }
+  });
+}
+
+// c[rows, columns] = a b for few rows and a row-major b, in parallel. To copy b into panels would cost as much as to
+// multiply: its rows are read where they are, but for the columns behind the last whole panel.
+inline void thin_product(long rows, long columns, Matrix a, const float* b, long depth, float* c) {
+  if (rows == 0 || columns == 0) return;
+  mindpet::parallel_for(panels_of(columns), [&](long index) {
+    const long column = index * PANEL;
+    const Part part = {0, rows, column, std::min(PANEL, columns - column)};
+    if (part.columns < PANEL || depth == 0) {
+      add_term(part, Term<FloatTiles>{a, row_major(b, columns), depth}, c + column, columns, false);
+      return;
+    }
+    long i = 0;
+    for (; i + TILE_ROWS <= rows; i += TILE_ROWS) {
+      tile<TILE_ROWS, PANEL_VECTORS>(a.from(i, 0), b + column, depth, c + i * columns + column, columns, false, columns);
+    }
+    for (; i < rows; ++i) {
+      tile<1, PANEL_VECTORS>(a.from(i, 0), b + column, depth, c + i * columns + column, columns, false, columns);
     }
   });
 }
