@@ -116,8 +116,8 @@ ADAPTERS: dict[Case, Mapping[str, Any]] = {
         "lora",
         "bias='all'",
         "bert-10",
-        "every bias and shift, adapted layers or not; that of the head three times",
-    ): {"r": 2, "target_modules": ["query"], "bias": "all", **_HEAD},
+        "every bias and shift, adapted layers or not; those of saved modules three times, within one by another name",
+    ): {"r": 2, "target_modules": ["query"], "bias": "all", "modules_to_save": ["pooler"], **_HEAD},
     _case(
         "peft-lora-embedding",
         "lora",
