@@ -32,7 +32,7 @@ METHODS = ("ptuning2", "lora")
 
 _OUT = Path("runs/demo-llm")
 _FOLDER = "articles"
-_SETTINGS = {"max_length": 128, "batch_size": 4, "epochs": 1}
+_SETTINGS = {"max_length": 64, "batch_size": 8, "epochs": 1}
 _ARTICLES = {"train": 480, "valid": 16, "test": 48}  # of each split, evenly spread: as many as a few minutes allow
 _BEGINNING = 24  # words
 _NEW_TOKENS = 48
