@@ -206,9 +206,9 @@ def _gpt2_vocabulary(path: Path, kind: str | None) -> tokenizers.Tokenizer:
         )
     vocabulary, merges_path = read_json(path), path.with_name("merges.txt")
     lines = read_text(merges_path).split("\n")
-    merges = [tuple(line.split(" ")) for line in lines[lines[0].startswith("#version") :] if line]
+    pairs = [line.split(" ") for line in lines[lines[0].startswith("#version") :] if line]
     try:
-        backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+        backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[(left, right) for left, right in pairs]))
     except Exception as error:  # The library raises nothing more precise.
         raise InputError(f"{path} and {merges_path.name} are no BPE ({error}); fetch both again.") from error
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

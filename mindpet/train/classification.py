@@ -23,7 +23,7 @@ from mindpet.train.losses import ClassificationLoss, RDropClassificationLoss
 from mindpet.train.progress import announce
 from mindpet.train.ranks import Ranks
 from mindpet.train.settings import FinetuneSettings
-from mindpet.train.task import CLASSIFICATION, Encoded, Metric, Tested, require_vocabulary
+from mindpet.train.task import CLASSIFICATION, Encoded, Metric, Tested, require_vocabulary, room_for_texts
 from mindpet.utils.exceptions import InputError
 
 __all__ = ["ClassificationTask", "open_classification"]
@@ -127,7 +127,7 @@ def _encode(
 ) -> Encoded[Batches]:
     """Turn the texts of each split into batches; all splits have the same few widths, so that graphs are shared."""
     require_vocabulary(settings.model, tokenizer, network.config.vocab_size)
-    longest = min(settings.max_length, network.config.max_position_embeddings)
+    longest = min(settings.max_length, room_for_texts(settings, network.config.max_position_embeddings))
     if longest < 3:
         raise InputError(
             f"{settings.model}: the network takes {longest} tokens, and [CLS], a token and [SEP] are 3; take another"

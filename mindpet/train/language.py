@@ -26,8 +26,7 @@ from mindpet.train.metrics import perplexity
 from mindpet.train.progress import announce
 from mindpet.train.ranks import Ranks
 from mindpet.train.settings import FinetuneSettings
-from mindpet.train.task import LANGUAGE, Encoded, Metric, Tested, require_vocabulary
-from mindpet.utils.exceptions import InputError
+from mindpet.train.task import LANGUAGE, Encoded, Metric, Tested, require_vocabulary, room_for_texts
 
 __all__ = ["LanguageTask", "open_language"]
 
@@ -101,28 +100,20 @@ def open_language(settings: FinetuneSettings, console: Console) -> LanguageTask:
         tokenizer, template = load_tokenizer(source), load_chat_template(source)
         network = load_causal_lm(source, dropout=settings.dropout, compute_dtype=getattr(mstype, settings.dtype))
     require_vocabulary(settings.model, tokenizer, network.config.vocab_size)
-    longest = min(settings.max_length, _room(settings, network.config.max_position_embeddings))
+    longest = min(settings.max_length, room_for_texts(settings, network.config.max_position_embeddings))
     with announce(console, "finding the tokens"):
         encoded = _encode(data, tokenizer, template, longest, settings)
     return LanguageTask(settings, data, encoded, LanguageLoss(network))
-
-
-def _room(settings: FinetuneSettings, positions: int) -> int:
-    """Return how many tokens a text may have beside the method's prefix."""
-    prefix = settings.num_virtual_tokens or 0
-    if positions - prefix < 2:
-        raise InputError(
-            f"num_virtual_tokens: {prefix} tokens leave no room for a text among the {positions} positions of "
-            f"{settings.model}; take fewer"
-        )
-    return positions - prefix
 
 
 def _encode(
     data: LanguageData, tokenizer: Tokenizer, template: ChatTemplate, longest: int, settings: FinetuneSettings
 ) -> Encoded[LanguageBatches]:
     """Turn each split into batches; all splits have the same few widths, so that graphs are shared."""
-    splits = [encode(split, tokenizer, template, longest) for split in (data.train, data.valid, data.test)]
+    splits = [
+        encode(split, tokenizer, template, longest, cut_passages=not (settings.packing and split is data.train))
+        for split in (data.train, data.valid, data.test)
+    ]
     if settings.packing:
         splits[0] = pack(splits[0], longest)
     widths = length_buckets([length for split in splits for length in split.lengths], longest, settings.batch_size)

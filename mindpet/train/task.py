@@ -18,8 +18,19 @@ if TYPE_CHECKING:
 
     from mindpet.data.tokenizer import Tokenizer
     from mindpet.train.ranks import Ranks
+    from mindpet.train.settings import FinetuneSettings
 
-__all__ = ["CLASSIFICATION", "LANGUAGE", "Encoded", "Metric", "Task", "Tested", "recognise_task", "require_vocabulary"]
+__all__ = [
+    "CLASSIFICATION",
+    "LANGUAGE",
+    "Encoded",
+    "Metric",
+    "Task",
+    "Tested",
+    "recognise_task",
+    "require_vocabulary",
+    "room_for_texts",
+]
 
 CLASSIFICATION = "classification"
 LANGUAGE = "language"
@@ -132,3 +143,18 @@ def require_vocabulary(model: Path | None, tokenizer: Tokenizer, rows: int) -> N
             f"{model}: the tokenizer knows {tokenizer.vocab_size} tokens, but the network's embedding holds {rows}; "
             "take tokenizer and model from the same folder"
         )
+
+
+def room_for_texts(settings: FinetuneSettings, positions: int) -> int:
+    """Return how many of a network's positions a text may have beside the method's prefix.
+
+    Raises:
+        InputError: The prefix leaves no room.
+    """
+    prefix = settings.num_virtual_tokens or 0
+    if prefix and positions - prefix < 3:
+        raise InputError(
+            f"num_virtual_tokens: {prefix} tokens leave no room for a text among the {positions} positions of "
+            f"{settings.model}; take fewer"
+        )
+    return positions - prefix

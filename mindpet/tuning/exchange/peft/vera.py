@@ -55,6 +55,11 @@ def check_pair(source: Source, config: VeraConfig, paths: Iterable[str]) -> set[
             problems += [f"{name} is missing, which save_projection asks for"] if is_saved else []
         elif found.shape != tensor.shape:
             problems.append(f"{name} is {list(found.shape)}, and the adapted layers ask for {list(tensor.shape)}")
+        elif found.dtype != tensor.dtype:
+            problems.append(
+                f"{name} is {found.dtype}, a rounding of what projection_prng_key gives, with which the numbers differ;"
+                " save the adapter from a float32 model, or with save_projection=False"
+            )
         elif not np.array_equal(found.values, tensor.values):
             problems.append(f"{name} is not what projection_prng_key {config.projection_prng_key} gives")
     source.refuse_tensors(problems)
