@@ -32,7 +32,10 @@ METHODS = ("ptuning2", "lora")
 
 _OUT = Path("runs/demo-llm")
 _FOLDER = "articles"
-_SETTINGS = {"max_length": 64, "batch_size": 8, "epochs": 1}
+_SETTINGS = {"max_length": 64, "batch_size": 8, "epochs": 1, "warmup_ratio": 0.2}
+_OF_A_METHOD: dict[str, dict[str, Any]] = {  # through dense layers a prefix learns much in few steps, and steadily
+    "ptuning2": {"prefix_projection": True, "encoder_hidden_size": 128, "learning_rate": 1e-3},
+}
 _ARTICLES = {"train": 480, "valid": 16, "test": 48}  # of each split, evenly spread: as many as a few minutes allow
 _BEGINNING = 24  # words
 _NEW_TOKENS = 48
@@ -80,7 +83,10 @@ def settings_of_the_demo(flags: Mapping[str, Any]) -> list[FinetuneSettings]:
     out = Path(flags.get("out", _OUT))
     methods = [flags["method"]] if "method" in flags else METHODS
     ours = {**_SETTINGS, "task": LANGUAGE, "data": out / _FOLDER}
-    return [load_settings(None, {**ours, **flags, "method": method, "out": out / method}) for method in methods]
+    return [
+        load_settings(None, {**ours, **_OF_A_METHOD.get(method, {}), **flags, "method": method, "out": out / method})
+        for method in methods
+    ]
 
 
 def run_demo(runs: Sequence[FinetuneSettings], console: Console) -> Demo | None:

@@ -52,7 +52,7 @@ _RATES = {
     FULL: 1e-4,
 }
 # Where a language model wants another one.
-_LANGUAGE_RATES = {"lora": 2e-3, "ptuning2": 2e-2, FULL: 2e-5}
+_LANGUAGE_RATES = {"lora": 2e-3, "ptuning2": 5e-3, FULL: 2e-5}
 _OTHER_DEFAULTS: dict[str, dict[str, Any]] = {"lora": {"lora_alpha": 16.0}}
 
 
