@@ -27,8 +27,8 @@ def outputs(capsys, *arguments):
 
 
 def library(folder, body, head=""):
-    """Write a library with this body of `logits`, and return its path."""
-    path = folder / "library.py"
+    """Write a library with this body of `logits`, and return its path, a new one: Python caches by name and second."""
+    path = folder / f"library{len(list(folder.iterdir()))}.py"
     path.write_text(f"import json\nimport numpy as np\n{head}\ndef logits(base, adapter, inputs):\n    {body}\n")
     return str(path)
 
