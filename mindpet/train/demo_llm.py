@@ -32,9 +32,14 @@ METHODS = ("ptuning2", "lora")
 
 _OUT = Path("runs/demo-llm")
 _FOLDER = "articles"
-_SETTINGS = {"max_length": 64, "batch_size": 8, "epochs": 1, "warmup_ratio": 0.2}
+_SETTINGS = {"max_length": 64, "batch_size": 8, "epochs": 1}
 _OF_A_METHOD: dict[str, dict[str, Any]] = {  # through dense layers a prefix learns much in few steps, and steadily
-    "ptuning2": {"prefix_projection": True, "encoder_hidden_size": 128, "learning_rate": 1e-3},
+    "ptuning2": {
+        "prefix_projection": True,
+        "encoder_hidden_size": 128,
+        "learning_rate": 1e-3,
+        "warmup_ratio": 0.2,
+    },
 }
 _ARTICLES = {"train": 480, "valid": 16, "test": 48}  # of each split, evenly spread: as many as a few minutes allow
 _BEGINNING = 24  # words
