@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mindpet.tuning.layers import Network
 from mindpet.utils.exceptions import InputError
@@ -36,6 +36,15 @@ class Placement:
 
 # Where PEFT has places of its own for LoRA and IA3, these are the same. Of those whose signs match, the network's own
 # `config.model_type` chooses, else the first counts.
+_LLAMA = Placement(
+    "llama",
+    r"\blayers\.\d+\.self_attn\.q_proj",
+    lora=("self_attn.q_proj", "self_attn.v_proj"),
+    adapter=("self_attn.o_proj", "mlp.down_proj"),
+    ia3=("self_attn.k_proj", "self_attn.v_proj", "mlp.down_proj"),
+    feedforward=("mlp.down_proj",),
+    words=("embed_tokens",),
+)
 _PLACEMENTS = (
     Placement(
         "bert",
@@ -55,33 +64,9 @@ _PLACEMENTS = (
         feedforward=("mlp.c_proj",),
         words=("wte",),
     ),
-    Placement(
-        "glm",
-        r"\blayers\.\d+\.mlp\.gate_up_proj",
-        lora=("self_attn.q_proj", "self_attn.v_proj"),
-        adapter=("self_attn.o_proj", "mlp.down_proj"),
-        ia3=("self_attn.k_proj", "self_attn.v_proj", "mlp.down_proj"),
-        feedforward=("mlp.down_proj",),
-        words=("embed_tokens",),
-    ),
-    Placement(
-        "llama",
-        r"\blayers\.\d+\.self_attn\.q_proj",
-        lora=("self_attn.q_proj", "self_attn.v_proj"),
-        adapter=("self_attn.o_proj", "mlp.down_proj"),
-        ia3=("self_attn.k_proj", "self_attn.v_proj", "mlp.down_proj"),
-        feedforward=("mlp.down_proj",),
-        words=("embed_tokens",),
-    ),
-    Placement(
-        "qwen2",
-        r"\blayers\.\d+\.self_attn\.q_proj",
-        lora=("self_attn.q_proj", "self_attn.v_proj"),
-        adapter=("self_attn.o_proj", "mlp.down_proj"),
-        ia3=("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"),
-        feedforward=("mlp.down_proj",),
-        words=("embed_tokens",),
-    ),
+    replace(_LLAMA, architecture="glm", sign=r"\blayers\.\d+\.mlp\.gate_up_proj"),
+    _LLAMA,
+    replace(_LLAMA, architecture="qwen2", ia3=("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")),
 )
 
 
