@@ -41,6 +41,7 @@ _HOMES = {
     "set_adapter": "mindpet.tuning.adapters",
     "set_adapter_index": "mindpet.tuning.stacking",
     "stack_adapters": "mindpet.tuning.stacking",
+    "start_prompt": "mindpet.tuning.prompts",
     "unload": "mindpet.tuning.merge",
     "unstack_adapters": "mindpet.tuning.stacking",
     "unmerge": "mindpet.tuning.merge",

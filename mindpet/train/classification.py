@@ -80,6 +80,9 @@ class ClassificationTask:
             probe = probe_accuracy(self.data, *(run_batches(features, batches, ranks) for batches in splits))
         return {"baseline_accuracy": tfidf, "probe_accuracy": probe}
 
+    def start_method(self) -> None:
+        """Start as the method does by itself."""
+
     def measure_valid(self, ranks: Ranks) -> float:
         """Return the share of the validation texts that the network labels rightly."""
         return float(np.mean(predict(self.network, self.encoded.valid, ranks) == self.data.valid.labels))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from mindspore import nn
+from mindspore import Tensor, nn
 from mindspore.common import dtype as mstype
 from rich.console import Console
 
@@ -27,6 +27,8 @@ from mindpet.train.progress import announce
 from mindpet.train.ranks import Ranks
 from mindpet.train.settings import FinetuneSettings
 from mindpet.train.task import LANGUAGE, Encoded, Metric, Tested, require_vocabulary, room_for_texts
+from mindpet.tuning.prompts import start_prompt
+from mindpet.utils.exceptions import InputError
 
 __all__ = ["LanguageTask", "open_language"]
 
@@ -40,6 +42,7 @@ class LanguageTask:
         data: The texts.
         encoded: The batches of each split.
         judge: The network with its loss, run out of training only, once the method is attached.
+        prompt: The tokens (1, num_virtual_tokens) that a prompt starts from; None where it starts at random.
     """
 
     name: ClassVar[str] = LANGUAGE
@@ -50,6 +53,7 @@ class LanguageTask:
     data: LanguageData
     encoded: Encoded[LanguageBatches]
     judge: LanguageLoss
+    prompt: np.ndarray | None
 
     @property
     def network(self) -> nn.Cell:
@@ -78,6 +82,11 @@ class LanguageTask:
         with announce(console, "perplexity of the model as it is"):
             return {"base_perplexity": _perplexity(LanguageLoss(self.network), self.encoded.test, ranks)}
 
+    def start_method(self) -> None:
+        """Let a prompt start from the tokens of the text that the settings give."""
+        if self.prompt is not None:
+            start_prompt(self.network, Tensor(self.prompt), Tensor(np.ones_like(self.prompt)))
+
     def measure_valid(self, ranks: Ranks) -> float:
         """Return the perplexity of the validation split."""
         return _perplexity(self.judge, self.encoded.valid, ranks)
@@ -103,7 +112,7 @@ def open_language(settings: FinetuneSettings, console: Console) -> LanguageTask:
     longest = min(settings.max_length, room_for_texts(settings, network.config.max_position_embeddings))
     with announce(console, "finding the tokens"):
         encoded = _encode(data, tokenizer, template, longest, settings)
-    return LanguageTask(settings, data, encoded, LanguageLoss(network))
+    return LanguageTask(settings, data, encoded, LanguageLoss(network), _encode_prompt_text(settings, tokenizer))
 
 
 def _encode(
@@ -120,6 +129,19 @@ def _encode(
     return Encoded(
         *(LanguageBatches(split, settings.batch_size, widths, tokenizer.pad_id, settings.seed) for split in splits)
     )
+
+
+def _encode_prompt_text(settings: FinetuneSettings, tokenizer: Tokenizer) -> np.ndarray | None:
+    """Return the first tokens of `prompt_text`, as many as the prompt has, int32 (1, num_virtual_tokens)."""
+    if settings.prompt_text is None:
+        return None
+    ids, wanted = tokenizer.tokenize(settings.prompt_text).ids, settings.num_virtual_tokens
+    if len(ids) < wanted:
+        raise InputError(
+            f"prompt_text: it has {len(ids)} tokens, and num_virtual_tokens is {wanted}; give a longer text, or take "
+            "fewer tokens"
+        )
+    return np.asarray(ids[None, :wanted], np.int32)
 
 
 def _perplexity(loss: LanguageLoss, batches: LanguageBatches, ranks: Ranks) -> float:

@@ -83,6 +83,7 @@ def prepare(settings: FinetuneSettings, folder: RunFolder, console: Console) -> 
     ranks.require_same(repr((origin, saved.position if saved else None)))
     baselines = task.measure_base(ranks, console) if saved is None else saved.baselines
     _attach(task.network, settings)
+    task.start_method()
     return Job(settings, folder, task, ranks, console, origin, baselines, saved)
 
 

@@ -35,7 +35,7 @@ _ORDERS = {"overwrite", "resume"}  # what is to become of an earlier run: no par
 
 _OF_ONE_TASK = {  # settings that no other task has
     CLASSIFICATION: {"pooling", "head_learning_rate", "r_drop"},
-    LANGUAGE: {"packing"},
+    LANGUAGE: {"packing", "prompt_text"},
 }
 _DEFAULTS = {
     CLASSIFICATION: {"max_length": 128, "batch_size": 32},
@@ -88,6 +88,9 @@ class FinetuneSettings(_MethodOptions):
     max_length: int = Field(  # type: ignore[assignment]  # never None, see `_complete`
         None, ge=3, description="Longest text in tokens, what is longer is cut; 128, or 512 for language, if not given."
     )
+    prompt_text: str | None = Field(
+        None, min_length=1, description="Text from whose first tokens the prompt of ptuning2 starts, not at random."
+    )
     packing: bool = Field(False, description="Put several texts of the training split into one row of a batch.")
     batch_size: int = Field(  # type: ignore[assignment]  # never None, see `_complete`
         None, gt=0, description="Texts in a step; 32, or 8 for language, if not given."
@@ -128,6 +131,11 @@ class FinetuneSettings(_MethodOptions):
             raise ValueError(
                 f"r_drop: {self.r_drop} was given, but without dropout both passes are the same; set dropout or "
                 "lora_dropout above 0, for example to 0.1"
+            )
+        if self.prompt_text is not None and (self.method != "ptuning2" or self.prefix_projection):
+            raise ValueError(
+                "prompt_text: only a prompt of ptuning2 without prefix_projection can start from a text; choose it, or "
+                "leave prompt_text out"
             )
         self._fill_in(defaults_of(self.method, self.task) | _DEFAULTS[self.task])
         return self

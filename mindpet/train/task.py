@@ -108,6 +108,9 @@ class Task(Protocol):
     def measure_base(self, ranks: Ranks, console: Console) -> dict[str, float | None]:
         """Return what the result is compared with, by names in the metrics, measured before anything is attached."""
 
+    def start_method(self) -> None:
+        """Give the method, once it is attached, the values that it starts from, where the settings name some."""
+
     def measure_valid(self, ranks: Ranks) -> float:
         """Return the metric on the validation split."""
 

@@ -13,6 +13,7 @@ from mindspore import Tensor
 from rich.console import Console
 from safetensors.numpy import load_file
 
+import mindpet
 from mindpet.cli import main as program
 from mindpet.models.auto import load_causal_lm
 from mindpet.train import finetune as module
@@ -130,12 +131,27 @@ def test_the_task_is_recognised_from_the_model_unless_it_is_given(run, tmp_path)
         ({"task": "language", "r_drop": 2.0}, "r_drop: a setting of the task classification"),
         ({"packing": True}, "packing: a setting of the task language, but the task is classification"),
         ({"r_drop": 4.0}, r"r_drop: 4\.0 was given, but without dropout both passes are the same; set dropout"),
+        ({"task": "language", "prompt_text": "News:"}, "prompt_text: only a prompt of ptuning2 without prefix_projection"),
         ({"task": "speech"}, "task: input should be 'classification' or 'language', found 'speech'"),
     ],
 )
 def test_settings_that_do_not_fit_the_task_are_refused(flags, said):
     with pytest.raises(InputError, match=said):
         load_settings(None, flags)
+
+
+def test_a_prompt_starts_from_as_many_tokens_of_a_text_as_it_has(run):
+    given = {"model": run / "model", "data": run / "answers.jsonl", "method": "ptuning2", "num_virtual_tokens": 3}
+    task = open_language(FinetuneSettings(**given, prompt_text="one two three four five six"), QUIET)
+    mindpet.get_peft_model(task.network, task.settings.peft_config())
+    texts = [Tensor(np.array([[5, 2, 9]], np.int32)), Tensor(np.ones((1, 3), np.int32))]
+    task.start_method()
+    started = task.network(*texts).asnumpy()
+    behind = [Tensor(np.concatenate([task.prompt, texts[0].asnumpy()], 1)), Tensor(np.ones((1, 6), np.int32))]
+    mindpet.disable_adapter(task.network)
+    np.testing.assert_allclose(started, task.network(*behind).asnumpy()[:, 3:], atol=1e-4)
+    with pytest.raises(InputError, match="prompt_text: it has .* tokens, and num_virtual_tokens is 3"):
+        open_language(FinetuneSettings(**given, prompt_text="a"), QUIET)
 
 
 def test_a_prefix_leaves_room_for_the_text(run, tmp_path):
