@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 from collections import Counter
@@ -34,6 +35,14 @@ def pytest_collection_modifyitems(items):
         if item.get_closest_marker("alone") is None:
             group = file.parent if file.parent.name == "planner" else file
             item.add_marker(pytest.mark.xdist_group(str(group)))
+
+
+def pytest_collection_finish():
+    """Hide the half million objects that are loaded by now from the garbage collector.
+
+    MindSpore goes through all that it knows at each compilation, and attaching and merging in search of optimizers.
+    """
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter):
