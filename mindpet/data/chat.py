@@ -116,8 +116,8 @@ class ChatTemplate:
     def split(self, messages: Sequence[Message]) -> tuple[Part, ...]:
         """Return the text of a conversation up to its last answer, cut where the assistant's answers begin and end.
 
-        An answer begins behind what comes before it in generation, and ends with the token that ends it, or where there
-        is none with its last character that is no space.
+        An answer begins behind what comes before it in generation, and ends with the token that ends a text where the
+        template closes the turn with it, else with the turn's last character that is no space.
 
         Raises:
             InputError: The template refuses these messages, or writes a turn in another way once more turns follow.
@@ -141,8 +141,8 @@ class ChatTemplate:
 
     def _end_of_answer(self, turn: str, begin: int) -> int:
         eos = self._special.get("eos_token")
-        place = turn.rfind(eos, begin) if eos else -1
-        return place + len(eos) if eos and place >= 0 else max(begin, len(turn.rstrip()))
+        end = turn.rfind(eos, begin) + len(eos) if eos and eos in turn[begin:] else begin
+        return end if end > begin and not turn[end:].strip() else max(begin, len(turn.rstrip()))
 
 
 def load_chat_template(folder: str | Path) -> ChatTemplate:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mindpet.data.jsonl import read_objects
-from mindpet.storage.reader import read_text, require_file
+from mindpet.storage.reader import read_bytes, read_text, require_file
 from mindpet.utils.exceptions import InputError
 
 __all__ = ["find_splits", "read_records"]
@@ -69,7 +69,7 @@ def _reader_of(path: Path) -> Callable[[Path], Iterator[tuple[str, dict[str, Any
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    rows = csv.reader(io.StringIO(_read_exactly(path), newline=""), strict=True)
     columns: list[str] | None = None
     line = 1
     try:
@@ -90,6 +90,14 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield place, dict(zip(columns, row, strict=True))
     except csv.Error as error:
         raise InputError(f"{path}, line {line}: this is not CSV ({error}); correct the line.") from error
+
+
+def _read_exactly(path: Path) -> str:
+    """Return the text of a file with its line ends as they are: within quotes they belong to the value."""
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return read_text(path)  # names the line that is no UTF-8
 
 
 def _read_mindrecord(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -65,6 +65,13 @@ def test_answers_are_the_targets_with_the_token_that_ends_them(text, eos, expect
         assert before == template.render(TALKS[2][:turn], add_generation_prompt=True)
 
 
+@pytest.mark.parametrize("eos", ["</s>", "<|im_end|>", None])
+def test_an_answer_may_speak_of_the_token_that_ends_a_text(eos):
+    talk = [HI, Message("assistant", "An <|im_end|> or </s> ends it."), HI, Message("assistant", "So </s>")]
+    parts = ChatTemplate(CHATML, {"eos_token": eos} if eos else {}, "model").split(talk)
+    assert answers(parts) == ["An <|im_end|> or </s> ends it.<|im_end|>", "So </s><|im_end|>"]
+
+
 def test_the_system_message_is_no_target():
     parts = ChatTemplate(CHATML, {"eos_token": "<|im_end|>"}, "model").split(TALKS[1])
     assert [part.is_target for part in parts] == [False, True]

@@ -93,12 +93,12 @@ def test_one_file_is_split_by_seed(tmp_path):
 
 def test_a_folder_keeps_its_own_splits(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [{"text": "a"}, {"text": "b"}])
-    write_csv(tmp_path / "valid.csv", [{"text": 'with "quotes",\nand lines'}])
+    write_csv(tmp_path / "valid.csv", [{"text": 'with "quotes",\r\nand\nlines\r.'}])
     write_mindrecord(tmp_path / "test.mindrecord", [{"text": f"t{number}"} for number in range(5)], parts=2)
     data = load_instructions(tmp_path, 0)
     assert data.name == tmp_path.name
     assert [example.text for example in data.train] == ["a", "b"]
-    assert [example.text for example in data.valid] == ['with "quotes",\nand lines']
+    assert [example.text for example in data.valid] == ['with "quotes",\r\nand\nlines\r.']
     assert sorted(example.text for example in data.test) == [f"t{number}" for number in range(5)]
     assert data.test[0].place.startswith(f"{tmp_path / 'test.mindrecord0'}, record ")
 
@@ -173,6 +173,12 @@ def test_a_source_that_does_not_exist_is_named(tmp_path):
         load_instructions(tmp_path / "missing.csv", 0)
     with pytest.raises(InputError, match=r"cannot be read \(File name too long\)"):
         load_instructions(tmp_path / ("long" * 100), 0)
+
+
+def test_a_csv_that_is_no_utf_8_is_refused_by_line(tmp_path):
+    (tmp_path / "f.csv").write_bytes(b'text\r\n"a\r\nb"\r\n\xff\r\n')
+    with pytest.raises(InputError, match=r"f.csv, line 4: the byte 0xff is not UTF-8"):
+        load_instructions(tmp_path / "f.csv", 0)
 
 
 def test_a_mindrecord_without_its_database_says_so(tmp_path):
