@@ -1,6 +1,6 @@
 """Passages and conversations as token ids with the targets of a language model, and batches of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -98,14 +98,29 @@ def encode(
     return TokenSequences(tuple(input_ids), tuple(labels), prompts, targets)
 
 
-def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer, template: ChatTemplate) -> np.ndarray:
+def encode_prompt(
+    messages: Sequence[Message], tokenizer: Tokenizer, template: ChatTemplate, max_length: int | None = None
+) -> np.ndarray:
     """Return the tokens after which the assistant's answer to `messages` begins, (length,) int32.
+
+    Args:
+        messages: The turns before the answer.
+        tokenizer: Of the model.
+        template: Of the model.
+        max_length: Where there are more tokens, messages lose their ends as in `encode`, until there are no more or
+            nothing is left to lose. None takes them as they are.
 
     Raises:
         InputError: The template refuses these messages.
     """
-    text = template.render(messages, add_generation_prompt=True)
-    return tokenizer.tokenize(text, template.adds_special_tokens).ids
+
+    def tokens(turns: Sequence[Message]) -> np.ndarray:
+        text = template.render(turns, add_generation_prompt=True)
+        return tokenizer.tokenize(text, template.adds_special_tokens).ids
+
+    if max_length is None:
+        return tokens(messages)
+    return tokens(_shorten_messages(messages, tokenizer, lambda turns: len(tokens(turns)) - max_length))
 
 
 def _encode_example(example: LanguageExample, tokenizer: Tokenizer, template: ChatTemplate) -> _Encoded:
@@ -157,19 +172,33 @@ def _shorten_prompt(
     """Return an example whose prompts, if it has any, have lost as much as is too much, or as much as they can."""
     if isinstance(example, Passage):
         return example
-    messages = list(example.messages)
-    while (excess := len(_encode_example(example, tokenizer, template).ids) - max_length) > 0:
-        own = [place for place, message in enumerate(messages) if message.role != ASSISTANT]
-        tokens = {place: tokenizer.tokenize(messages[place].content, add_special_tokens=False) for place in own}
+
+    def excess(messages: Sequence[Message]) -> int:
+        shorter = replace(example, messages=tuple(messages))
+        return len(_encode_example(shorter, tokenizer, template).ids) - max_length
+
+    return replace(example, messages=_shorten_messages(example.messages, tokenizer, excess))
+
+
+def _shorten_messages(
+    messages: Sequence[Message], tokenizer: Tokenizer, excess: Callable[[Sequence[Message]], int]
+) -> tuple[Message, ...]:
+    """Return a conversation whose longest messages have lost their ends, until `excess` counts no token too many.
+
+    The assistant's messages stay, and one character of each other one.
+    """
+    shorter = list(messages)
+    while (surplus := excess(shorter)) > 0:
+        own = [place for place, message in enumerate(shorter) if message.role != ASSISTANT]
+        tokens = {place: tokenizer.tokenize(shorter[place].content, add_special_tokens=False) for place in own}
         longest = max(own, key=lambda place: len(tokens[place].ids))
-        content, spans = messages[longest].content, tokens[longest].spans
+        content, spans = shorter[longest].content, tokens[longest].spans
         if len(content) < 2:
             break
         # Where a character has several tokens, the last one kept may end with the text: a character goes in any case.
-        end = max(1, min(int(spans[max(0, len(spans) - excess - 1), 1]), len(content) - 1))
-        messages[longest] = messages[longest]._replace(content=content[:end])
-        example = replace(example, messages=tuple(messages))
-    return example
+        end = max(1, min(int(spans[max(0, len(spans) - surplus - 1), 1]), len(content) - 1))
+        shorter[longest] = shorter[longest]._replace(content=content[:end])
+    return tuple(shorter)
 
 
 class LanguageBatch(NamedTuple):

@@ -43,10 +43,12 @@ def evaluate(
         `task`, `data`, `split` and the number of `texts`. Of a classifier `accuracy` and `macro_f1`. Of a language
         model the number of `targets` and their `perplexity`; for conversations also `rouge1`, `rouge2` and `rougeL` of
         what it writes in the place of each last answer, always taking the likeliest token. Shares are from 0 to 1.
+        Where a prompt leaves no room for so many new tokens it is shortened as in training: `shortened_prompts` counts
+        these, and `left_out` those that have no room even so, which get no answer. Without answers there is no ROUGE.
 
     Raises:
-        InputError: The data cannot be read, has a label that the network does not know, or has a text for which the
-            network has no room.
+        InputError: The data cannot be read, has a label that the network does not know, or has an example nothing of
+            whose answer has room.
     """
     source, seed = data or served.settings.data, served.settings.seed
     if served.is_language:
@@ -92,33 +94,50 @@ def _numbers(served: Served, data: ClassificationData) -> np.ndarray:
 
 def _score_language(
     served: Served, examples: Sequence[LanguageExample], max_new_tokens: int, notify: Notify
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Return the perplexity of what is to be learnt, and ROUGE of the last answers where there are any."""
     size, tokenizer = served.settings.batch_size, served.tokenizer
     assert served.template is not None
-    talks = [example for example in examples if isinstance(example, Conversation)]
-    prompts = [_encode_prompt(served, talk, max_new_tokens) for talk in talks]  # refused before anything takes long
     sequences = encode(examples, tokenizer, served.template, served.longest)
     widths = length_buckets(sequences.lengths, served.longest, size)
     notify(f"perplexity of {len(examples)} texts")
     loss, targets = sum_losses(LanguageLoss(served.network), LanguageBatches(sequences, size, widths, tokenizer.pad_id))
     figures = {"targets": targets, "perplexity": perplexity(loss, targets)}
-    if not talks:
-        return figures
-    written = _write(served, prompts, max_new_tokens, notify)
-    return figures | rouge(written, [talk.messages[-1].content for talk in talks])
+    talks = [example for example in examples if isinstance(example, Conversation)]
+    return figures | (_score_answers(served, talks, max_new_tokens, notify) if talks else {})
 
 
-def _encode_prompt(served: Served, talk: Conversation, max_new_tokens: int) -> np.ndarray:
-    """Return the tokens after which the last answer of a conversation begins."""
+def _score_answers(
+    served: Served, talks: Sequence[Conversation], max_new_tokens: int, notify: Notify
+) -> dict[str, float]:
+    """Return ROUGE of what the model writes in the place of each last answer, and how many prompts had no room."""
+    prompts, shortened = _encode_prompts(served, talks, served.room - max_new_tokens)
+    left_out = len(talks) - len(prompts)
+    for count, fate in ((shortened, "shortened as in training"), (left_out, "left out of ROUGE")):
+        if count:
+            notify(
+                f"{count} of {len(talks)} prompts {fate}: of the {served.room} tokens that the model takes, "
+                f"{max_new_tokens} are for the answer; a lower --max-new-tokens leaves more to the prompts"
+            )
+    scores: dict[str, float] = {"shortened_prompts": shortened, "left_out": left_out}
+    if prompts:
+        written = _write(served, list(prompts.values()), max_new_tokens, notify)
+        scores |= rouge(written, [talks[place].messages[-1].content for place in prompts])
+    return scores
+
+
+def _encode_prompts(served: Served, talks: Sequence[Conversation], most: int) -> tuple[dict[int, np.ndarray], int]:
+    """Return the tokens before each last answer, by its place, where they have room; and how many were shortened."""
     assert served.template is not None
-    tokens = encode_prompt(talk.messages[:-1], served.tokenizer, served.template)
-    if len(tokens) + max_new_tokens > served.room:
-        raise InputError(
-            f"{talk.place}: its {len(tokens)} tokens and {max_new_tokens} new ones are more than the {served.room} "
-            "that the model takes; shorten it or lower --max-new-tokens"
-        )
-    return tokens
+    prompts, shortened = {}, 0
+    for place, talk in enumerate(talks):
+        tokens = encode_prompt(talk.messages[:-1], served.tokenizer, served.template)
+        if len(tokens) > most:
+            tokens = encode_prompt(talk.messages[:-1], served.tokenizer, served.template, most)
+            shortened += len(tokens) <= most
+        if len(tokens) <= most:
+            prompts[place] = tokens
+    return prompts, shortened
 
 
 def _write(served: Served, prompts: Sequence[np.ndarray], max_new_tokens: int, notify: Notify) -> list[str]:

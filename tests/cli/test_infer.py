@@ -82,6 +82,17 @@ def test_a_file_of_nothing_gives_nothing(run, tmp_path, capsys):
     assert (tmp_path / "answers.jsonl").read_text() == ""
 
 
+def test_a_pipe_is_read_once_as_a_file_is(run, capsys):
+    reading, writing = os.pipe()
+    with os.fdopen(reading):
+        with os.fdopen(writing, "w") as pipe:
+            pipe.write("good day\nbad day\n")
+        assert run_program("infer", run, "--file", f"/dev/fd/{reading}") == 0  # as the shell's <(...) names it
+    assert [answer["text"] for answer in _answers(capsys)] == ["good day", "bad day"]
+    assert run_program("infer", run, "--file", os.devnull) == 0
+    assert _answers(capsys) == []
+
+
 def test_the_file_of_answers_is_whole_and_kept_unless_overwrite_is_given(run, tmp_path, capsys):
     out = tmp_path / "answers.jsonl"
     assert run_program("infer", run, "good day", "--out", out) == 0
@@ -103,8 +114,14 @@ def test_the_file_of_answers_is_whole_and_kept_unless_overwrite_is_given(run, tm
         (["--file", "nowhere.txt"], "nowhere.txt"),
         (["good", "--out", "no/such/folder.jsonl"], "no existing folder"),
         (["good", "--temperature", "0.5"], "a classifier writes nothing"),
-        (["good", "--top-k", "5"], "temperature is 0"),
-        (["good", "--top-p", "1.5", "--temperature", "1"], "top_p is 1.5"),
+        (["--file", "."], ". cannot be read (Is a directory); name another"),
+        (["good", "--top-k", "5"], "--top-k: 5 was given, and it chooses by chance"),
+        (
+            ["good", "--top-p", "1.5", "--temperature", "1"],
+            "--top-p: 1.5 was given, and it takes a number above 0 and up",
+        ),
+        (["good", "--top-p", "0", "--temperature", "1"], "--top-p: 0.0 was given"),
+        (["good", "--temperature", "inf"], "--temperature: inf was given"),
     ],
 )
 def test_bad_input_ends_with_2(run, tmp_path, monkeypatch, capsys, arguments, said):

@@ -11,6 +11,7 @@ from mindspore import Tensor
 from mindpet.data.chat import Message
 from mindpet.data.instructions import load_instructions
 from mindpet.data.language import encode, encode_prompt
+from mindpet.train import scoring
 from mindpet.train.metrics import rouge
 from mindpet.train.serve import open_run
 from tests.cli.runs import opened, run_program, write_language_run  # noqa: F401
@@ -65,6 +66,8 @@ def test_the_figures_are_those_of_the_logits_and_of_what_infer_writes(home, serv
         "targets": len(losses),
         "perplexity": pytest.approx(np.exp(np.mean(losses)), rel=1e-4),
         **{name: pytest.approx(value) for name, value in written.items()},
+        "shortened_prompts": 0,
+        "left_out": 0,
     }
 
 
@@ -110,11 +113,23 @@ def test_a_text_that_is_too_long_is_said_and_the_others_are_answered(home, capsy
 
 
 @pytest.mark.usefixtures("opened")
-def test_answers_without_room_are_refused_before_anything_is_measured(home, capsys):
-    assert run_program("evaluate", home / "run", "--max-new-tokens", 60) == 2
-    said = capsys.readouterr().err
-    assert "answers.jsonl" in said and "lower --max-new-tokens" in said
-    assert "perplexity of" not in said
+def test_a_prompt_without_room_is_shortened_or_left_out_and_said(home, capsys, monkeypatch):
+    rows = []
+    monkeypatch.setattr(
+        scoring, "write_behind", lambda served, prompts, writing: rows.extend(prompts) or map(str, prompts)
+    )
+    assert run_program("evaluate", home / "run", "--json", "--max-new-tokens", 35) == 0
+    shortened = json.loads(capsys.readouterr().out)
+    assert (shortened["shortened_prompts"], shortened["left_out"]) == (shortened["texts"], 0)
+    assert shortened.keys() > {"perplexity", "rouge1"}
+    assert [len(row) for row in rows] == [64 - 35] * shortened["texts"]
+    assert run_program("evaluate", home / "run", "--json") == 0
+    printed = capsys.readouterr()
+    figures = json.loads(printed.out)
+    assert (figures["shortened_prompts"], figures["left_out"]) == (0, figures["texts"])
+    assert figures["perplexity"] == shortened["perplexity"] and "rouge1" not in figures
+    assert f"{figures['texts']} of {figures['texts']} prompts left out of ROUGE" in printed.err
+    assert "128 are for the answer; a lower --max-new-tokens" in " ".join(printed.err.split())
 
 
 def test_the_merged_model_and_the_adapter_go_elsewhere(home, tmp_path, capsys):

@@ -122,6 +122,12 @@ def test_a_long_prompt_loses_its_end_and_the_answer_stays(tokenizer, template):
         text = tokenizer.decode(cut.input_ids[0], skip_special_tokens=False)
         assert "user\nSum up: one" in text and "<|im_end|>\n<|im_start|>assistant\nNumbers." in text
         assert (cut.shortened_prompts, cut.shortened_targets) == (1, 0)
+    for length in range(60, 70):
+        prompt = encode_prompt([Message("user", question)], tokenizer, template, length)
+        assert length - 4 < len(prompt) <= length
+        text = tokenizer.decode(prompt, skip_special_tokens=False)
+        assert "user\nSum up: one" in text and text.endswith("<|im_end|>\n<|im_start|>assistant\n")
+    assert len(encode_prompt([Message("user", "12")], tokenizer, template, 2)) > 2  # what cannot be shortened
 
 
 def test_a_prompt_of_characters_in_several_tokens_is_cut_between_them(tokenizer, template):
