@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from mindpet.storage.atomic import write_json
+from mindpet.cli._serving import print_json
 from mindpet.utils.environment import Finding, choose_device, describe_environment, read_environment
 from mindpet.utils.exceptions import InputError
 
@@ -29,15 +28,15 @@ def command(
         list[str] | None,
         typer.Option(help="Dtype to test, such as float16; may be repeated. By default all that the device has."),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="File to write the report to.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:
     """Show versions and devices, name what is known not to work, and test the layers on this device.
 
-    Example: mindpet doctor --selftest --json report.json
+    Example: mindpet doctor --selftest --json
     """
     if not selftest and (device or dtype):
         raise InputError("--device and --dtype say what to test; add --selftest")
-    result = Console()
+    result = Console(quiet=as_json)
     findings = [*read_environment(), *_find_kernels()]
     result.print(_environment_table(findings))
     for finding in findings:
@@ -45,14 +44,12 @@ def command(
             if text:
                 result.print(f"{finding.name}: {text}", style=style, soft_wrap=True, markup=False)
     report: dict[str, Any] = {**describe_environment(findings), "selftest": None}
-    if json_file:  # before the test, so that a path that cannot be written costs no minutes
-        write_json(json_file, report)
     failed = any(finding.problem for finding in findings)
     if selftest:
         report["selftest"] = _run_selftest(device, dtype or (), result)
         failed = not report["selftest"]["passed"]
-        if json_file:
-            write_json(json_file, report)
+    if as_json:
+        print_json(report)
     raise typer.Exit(int(failed))
 
 
