@@ -13,6 +13,7 @@ from mindpet.tuning.config import AdapterConfig, BitFitConfig, LowRankAdapterCon
 from mindpet.tuning.exchange.adapter import find_bad_values, list_some
 from mindpet.tuning.exchange.bottlenecks import as_bottlenecks
 from mindpet.tuning.exchange.folder import CONFIG_FILE, TENSOR_FILE, check_target, staged_folder
+from mindpet.tuning.exchange.merged import TO_MERGE
 from mindpet.tuning.exchange.peft.write import as_peft
 from mindpet.tuning.exchange.pooling import warn_of_pooling
 from mindpet.tuning.exchange.vllm import RANKS, check_vllm
@@ -24,12 +25,12 @@ __all__ = ["export_adapter"]
 Format = Literal["peft", "vllm", "adapters"]
 
 # What PEFT lacks, and what can be done with it.
-_MERGE = "write base and adapter as one model with mindpet.tuning.exchange.merged.write_merged_model"
 _KEEP = "keep it with mindpet.save_adapter, and run it with MindPet"
 _WAYS = {
-    AdapterConfig: f"it has no bottleneck adapters, which cannot be merged either; give format='adapters', or {_KEEP}",
+    AdapterConfig: "it has no bottleneck adapters, which cannot be merged either; give format='adapters' "
+    f"(`mindpet export --format adapters`), or {_KEEP}",
     LowRankAdapterConfig: f"it has no low-rank adapters, which cannot be merged either; {_KEEP}",
-    BitFitConfig: f"it has nothing like BitFit, whose biases are the base's own; {_MERGE}",
+    BitFitConfig: f"it has nothing like BitFit, whose biases are the base's own; {TO_MERGE}",
 }
 
 

@@ -25,7 +25,13 @@ from mindpet.tuning.state import PeftState, require_state
 from mindpet.utils.exceptions import InputError
 from mindpet.utils.names import DELTA_MARK, STATE_MARK, file_name
 
-__all__ = ["merged_state", "write_merged_model"]
+__all__ = ["TO_MERGE", "merged_state", "write_merged_model"]
+
+# What messages advise for an adapter that another library does not take.
+TO_MERGE = (
+    "write base and adapter as one model with `mindpet merge`, or in Python with "
+    "mindpet.tuning.exchange.merged.write_merged_model"
+)
 
 _CONFIG_FILE = "config.json"
 _TENSOR_FILE = "model.safetensors"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mindpet.tuning.exchange.merged import TO_MERGE
+from mindpet.tuning.exchange.peft.prompt import PEFT_TYPE as PROMPT
 from mindpet.tuning.exchange.values import HostTensor
 from mindpet.utils.exceptions import InputError
 
@@ -12,7 +14,7 @@ __all__ = ["RANKS", "check_vllm"]
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's option --max-lora-rank takes
 _DEFAULT_RANK = 16
-_MERGE = "write base and adapter as one model with mindpet.tuning.exchange.merged.write_merged_model, and serve that"
+_MERGE = f"{TO_MERGE}, and serve that"
 
 
 def check_vllm(config: Mapping[str, Any], tensors: Mapping[str, HostTensor], max_lora_rank: int | None) -> None:
@@ -26,6 +28,11 @@ def check_vllm(config: Mapping[str, Any], tensors: Mapping[str, HostTensor], max
     Raises:
         InputError: It is no LoRA of dense layers and embeddings with one rank and scale, or its rank is too large.
     """
+    if config["peft_type"] == PROMPT:
+        raise InputError(
+            f"vLLM serves LoRA only, and this is PEFT's {PROMPT}, which cannot be merged either; serve it with MindPet "
+            "(`mindpet infer`) or with PEFT (format 'peft'), or train LoRA"
+        )
     if config["peft_type"] != "LORA":
         raise InputError(f"vLLM serves LoRA only, and this is PEFT's {config['peft_type']}; {_MERGE}")
     for key, has in (
@@ -43,5 +50,7 @@ def check_vllm(config: Mapping[str, Any], tensors: Mapping[str, HostTensor], max
     largest = _DEFAULT_RANK if max_lora_rank is None else max_lora_rank
     if config["r"] > largest:
         fitting = next((rank for rank in RANKS if rank >= config["r"]), None)
-        told = f"start it with --max-lora-rank {fitting} and give max_lora_rank={fitting}, or " if fitting else ""
+        told = (
+            f"start it with --max-lora-rank {fitting} and give max_lora_rank={fitting} here too, or " if fitting else ""
+        )
         raise InputError(f"the rank is {config['r']}, and vLLM is started with at most {largest}; {told}{_MERGE}")

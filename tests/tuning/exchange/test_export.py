@@ -167,14 +167,19 @@ def conv(**fields):
 
 ON_CONV = mindpet.LoraConfig(r=2, target_modules=["conv"])
 REFUSED = {
-    "an adapter": (BERT, mindpet.AdapterConfig(bottleneck_size=2), "peft", "give format='adapters', or keep it"),
+    "an adapter": (
+        BERT,
+        mindpet.AdapterConfig(bottleneck_size=2),
+        "peft",
+        r"give format='adapters' \(`mindpet export --format adapters`\), or keep it",
+    ),
     "a low-rank adapter": (
         BERT,
         mindpet.LowRankAdapterConfig(reduction_factor=2),
         "peft",
         "no low-rank adapters, which cannot be merged either; keep it with mindpet.save_adapter",
     ),
-    "BitFit": (BERT, mindpet.BitFitConfig(), "peft", "nothing like BitFit.*write_merged_model"),
+    "BitFit": (BERT, mindpet.BitFitConfig(), "peft", "nothing like BitFit.*`mindpet merge`.*write_merged_model"),
     "two methods": (Stack, [lora(target_modules=["first"]), mindpet.BitFitConfig()], "peft", "combines lora, bitfit"),
     "a convolution that torch has not": (conv(stride=2), ON_CONV, "peft", "conv has pad_mode 'same' with the stride"),
     "a dilated convolution": (conv(dilation=2), ON_CONV, "peft", "conv has the dilation .* which LoRA in PEFT leaves"),
@@ -191,6 +196,12 @@ REFUSED = {
     "ranks for vLLM": (Stack, lora(rank_pattern={"first": 3}, modules_to_save=[]), "vllm", "rank_pattern is"),
     "scales for vLLM": (Stack, lora(alpha_pattern={"first": 3}, modules_to_save=[]), "vllm", "alpha_pattern is"),
     "IA3 for vLLM": (BERT, mindpet.IA3Config(), "vllm", "vLLM serves LoRA only, and this is PEFT's IA3"),
+    "a prefix for vLLM": (
+        BERT,
+        mindpet.PTuning2Config(num_virtual_tokens=2),
+        "vllm",
+        r"PREFIX_TUNING, which cannot be merged either; serve it with MindPet .* or train LoRA$",
+    ),
     "a convolution for vLLM": (conv(), ON_CONV, "vllm", "belongs to a convolution"),
     "a large rank for vLLM": (
         Stack,
