@@ -29,6 +29,7 @@ from mindpet.train.settings import FinetuneSettings, settings_of_the_run
 from mindpet.train.step import TrainStep
 from mindpet.train.task import Task, Tested
 from mindpet.train.tensorboard import require_tensorboard, write_scalars
+from mindpet.tuning.accelerate import decelerate
 from mindpet.tuning.exchange.save import save_adapter
 from mindpet.tuning.state import state_of
 from mindpet.utils.exceptions import DivergedError
@@ -139,6 +140,7 @@ def _run(job: Job) -> Outcome:
     if not finished:
         return Outcome(False, folder, folder.newest_checkpoint(), None, {}, job.task, np.empty(0, int), ranks)
     tested = job.task.test(ranks)
+    decelerate(job.network)  # whoever loads the adapter compares its outputs with those of plain cells
     metrics, adapter = {}, None
     if journal is not None:
         metrics = _metrics(job, counts, optimizer, journal, tested)

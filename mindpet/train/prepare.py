@@ -11,6 +11,7 @@ from mindspore import nn
 from mindspore.common import dtype as mstype
 from rich.console import Console
 
+from mindpet import kernels
 from mindpet.data.batches import RowBatches
 from mindpet.train.methods import HEAD
 from mindpet.train.ranks import Ranks, join_ranks
@@ -18,6 +19,7 @@ from mindpet.train.resume import Origin, SavedRun, fingerprint_data, fingerprint
 from mindpet.train.run_folder import RunFolder
 from mindpet.train.settings import FinetuneSettings
 from mindpet.train.task import LANGUAGE, Encoded, Task
+from mindpet.tuning.accelerate import accelerate
 from mindpet.tuning.attach import get_peft_model
 from mindpet.utils.environment import choose_device
 from mindpet.utils.exceptions import InputError
@@ -31,7 +33,7 @@ class Job:
     """A run that is about to begin or to go on, everything read and checked.
 
     Attributes:
-        settings: What to do.
+        settings: What to do; with the kernels that are in use.
         folder: Where the result goes.
         task: Data and network, the method attached.
         ranks: The processes of the run.
@@ -62,7 +64,7 @@ class Job:
 
 
 def prepare(settings: FinetuneSettings, folder: RunFolder, console: Console) -> Job:
-    """Read and check everything that the run needs, and attach the method to the network.
+    """Read and check everything that the run needs, attach the method to the network, and accelerate it.
 
     With several devices the processes meet here, and only the first one goes on to print.
 
@@ -74,6 +76,7 @@ def prepare(settings: FinetuneSettings, folder: RunFolder, console: Console) -> 
     ranks = join_ranks(settings.devices)
     if not ranks.is_first:
         console = Console(quiet=True)
+    settings = _choose_kernels(settings)
     saved = read_run(folder.state) if settings.resume and folder.state.exists() else None
     mindspore.set_seed(settings.seed)
     task = _open_task(settings, console)
@@ -84,6 +87,8 @@ def prepare(settings: FinetuneSettings, folder: RunFolder, console: Console) -> 
     baselines = task.measure_base(ranks, console) if saved is None else saved.baselines
     _attach(task.network, settings)
     task.start_method()
+    if settings.kernels != "off":
+        console.print(f"kernels {settings.kernels}: {accelerate(task.network).in_short()}", soft_wrap=True)
     return Job(settings, folder, task, ranks, console, origin, baselines, saved)
 
 
@@ -119,6 +124,26 @@ def _choose_device(settings: FinetuneSettings) -> None:
         )
     choose_device(settings.device)
     mindspore.set_context(mode=mindspore.GRAPH_MODE)
+
+
+def _choose_kernels(settings: FinetuneSettings) -> FinetuneSettings:
+    """Use the kernels of the settings, and return the settings with those that are in use.
+
+    Raises:
+        InputError: The wanted ones are not possible here.
+    """
+    if settings.kernels is not None:
+        try:
+            kernels.use_kernels(settings.kernels)
+        except InputError as error:
+            raise InputError(f"kernels: {error}") from error
+    in_use = kernels.kernels_in_use()
+    if settings.kernels not in (None, in_use):
+        raise InputError(
+            f"kernels: {settings.kernels} was given, but native kernels serve one process on a CPU; leave the setting "
+            "out, or give off"
+        )
+    return settings.model_copy(update={"kernels": in_use})
 
 
 def _attach(network: nn.Cell, settings: FinetuneSettings) -> None:

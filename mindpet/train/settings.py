@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from mindpet.storage.reader import read_yaml
 from mindpet.train.methods import (
@@ -41,6 +41,11 @@ _DEFAULTS = {
     CLASSIFICATION: {"max_length": 128, "batch_size": 32},
     LANGUAGE: {"max_length": 512, "batch_size": 8},
 }
+
+
+def _read_off(value: Any) -> Any:
+    """Return 'off' where YAML has read the word as a truth value."""
+    return "off" if value is False else value
 
 
 class _Settings(BaseModel):
@@ -104,6 +109,9 @@ class FinetuneSettings(_MethodOptions):
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the learning rate rises.")
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the split, the initial values, the order and dropout.")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Dtype of the products.")
+    kernels: Annotated[Literal["off", "f32", "bf16"] | None, BeforeValidator(_read_off)] = Field(
+        None, description="Native kernels on a CPU; what MINDPET_KERNELS says, or else f32 where they are, if not given."
+    )
     device: Literal["CPU", "Ascend"] = Field("CPU", description="Where the run takes place.")
     devices: int = Field(1, gt=0, description="Processes that share each batch, each on a device of its own.")
     baselines: bool = Field(

@@ -54,6 +54,11 @@ class AccelerationReport:
             lines.append(f"plain: {', '.join(paths[:_SHOWN])}{more}: {reason}")
         return "\n".join(lines) or "no cell of the network has a native twin"
 
+    def in_short(self) -> str:
+        """Return one line: how many cells of each class are native now, and how many are plain."""
+        native = ", ".join(f"{count} {kind}" for kind, count in Counter(self.replaced.values()).items())
+        return f"native {native or 'none'}; plain {len(self.left)} of the kinds that may be native"
+
 
 def accelerate(network: nn.Cell) -> AccelerationReport:
     """Let the cells of a network compute by native kernels where these give the same result faster.

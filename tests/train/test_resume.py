@@ -10,7 +10,10 @@ import yaml
 from rich.console import Console
 from safetensors.numpy import load_file
 
+from mindpet import kernels
 from mindpet.cli import main as program
+from mindpet.delta.lora import LoRADense
+from mindpet.kernels.switch import missing
 from mindpet.train import finetune as module
 from mindpet.train.finetune import finetune
 from mindpet.train.loop import Position
@@ -93,6 +96,21 @@ def test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(monkeypa
     _assert_same_run(task / "whole", task / "parts")
     assert outcome.metrics["epochs"] == 2
     assert outcome.checkpoint.endswith(f"2_{STEPS_PER_EPOCH}.ckpt")
+
+
+@pytest.mark.skipif(missing() is not None, reason=f"no native kernels here: {missing()}")
+def test_native_kernels_train_as_plain_ones_and_are_named_and_kept(task, capsys):
+    before, losses = kernels.kernels_in_use(), []
+    for kind in ("off", "f32"):
+        outcome = finetune(_settings(task, kind, epochs=1, kernels=kind), Console(stderr=True))
+        assert yaml.safe_load((task / kind / "settings.yaml").read_text())["kernels"] == kind
+        assert ("kernels f32: native 4 LoRADense" in capsys.readouterr().err) == (kind == "f32")
+        assert type(outcome.task.network.bert.encoder.layer[0].attention.self.query) is LoRADense
+        losses.append([entry["loss"] for entry in _entries(task / kind) if "loss" in entry])
+    kernels.use_kernels(before)
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    with pytest.raises(InputError, match="kernels: 'off' was given, but the run in .* has 'f32'"):
+        finetune(FinetuneSettings(out=task / "f32", resume=True, kernels="off"), QUIET)
 
 
 @pytest.fixture(scope="module")

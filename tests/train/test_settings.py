@@ -41,6 +41,12 @@ def test_an_empty_file_gives_the_defaults(tmp_path):
     assert load_settings(config, {}) == FinetuneSettings()
 
 
+def test_the_word_off_may_stand_without_quotes(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("kernels: off")
+    assert load_settings(config, {}).kernels == "off"
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.yaml"):
         load_settings(tmp_path / "nowhere.yaml", {})
