@@ -3,6 +3,7 @@ import os
 import shutil
 import signal
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -99,15 +100,15 @@ def test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(monkeypa
 
 
 @pytest.mark.skipif(missing() is not None, reason=f"no native kernels here: {missing()}")
-def test_native_kernels_train_as_plain_ones_and_are_named_and_kept(task, capsys):
-    before, losses = kernels.kernels_in_use(), []
+def test_native_kernels_train_as_plain_ones_and_are_named_and_kept(task, capsys, request):
+    request.addfinalizer(partial(kernels.use_kernels, kernels.kernels_in_use()))
+    losses = []
     for kind in ("off", "f32"):
         outcome = finetune(_settings(task, kind, epochs=1, kernels=kind), Console(stderr=True))
         assert yaml.safe_load((task / kind / "settings.yaml").read_text())["kernels"] == kind
-        assert ("kernels f32: native 4 LoRADense" in capsys.readouterr().err) == (kind == "f32")
+        assert ("kernels f32: native 2 LoRADense, 4 Dense" in capsys.readouterr().err) == (kind == "f32")
         assert type(outcome.task.network.bert.encoder.layer[0].attention.self.query) is LoRADense
         losses.append([entry["loss"] for entry in _entries(task / kind) if "loss" in entry])
-    kernels.use_kernels(before)
     np.testing.assert_allclose(*losses, rtol=1e-4)
     with pytest.raises(InputError, match="kernels: 'off' was given, but the run in .* has 'f32'"):
         finetune(FinetuneSettings(out=task / "f32", resume=True, kernels="off"), QUIET)
