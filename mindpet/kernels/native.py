@@ -1,8 +1,9 @@
 """The native formulations: operations of the library that is compiled from `cpp/`, with gradients of their own.
 
-They take float32 tensors on a CPU and are called only where `switch.native_kind` says so. A gradient function returns
-an input that is a constant (a frozen weight, a setting) in the place of its gradient, which nobody reads: the callers
-below stop gradients there, so that nothing is allocated for it.
+They take float32 tensors on a CPU and are called only where `switch.native_kind` says so. With the kernels 'bf16' most
+of what only a gradient needs is kept rounded to bfloat16, two numbers in the room of a float32, never to be read as
+such. A gradient function returns an input that is a constant (a frozen weight, a setting) in the place of its gradient,
+which nobody reads: the callers below stop gradients there, so that nothing is allocated for it.
 """
 
 from __future__ import annotations
@@ -61,64 +62,91 @@ def _constants(*values: float) -> Tensor:
 
 
 _gelu_back = _operation("gelu_back", 2)
+_gelu_back_bf16 = _operation("gelu_back_bf16", 2)
 _gelu_tanh_back = _operation("gelu_tanh_back", 2)
+_gelu_tanh_back_bf16 = _operation("gelu_tanh_back_bf16", 2)
 _silu_gate_back = _operation("silu_gate_back", 3, 2)
+_silu_gate_back_bf16 = _operation("silu_gate_back_bf16", 3, 2)
 
 
 def _gelu_bprop(x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
     return (_gelu_back(x, dout),)
 
 
+def _gelu_bf16_bprop(x: Tensor, out: tuple[Tensor, ...], dout: tuple[Tensor, ...]) -> tuple[Tensor]:
+    return (_gelu_back_bf16(out[1], dout[0]),)
+
+
 def _gelu_tanh_bprop(x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
     return (_gelu_tanh_back(x, dout),)
+
+
+def _gelu_tanh_bf16_bprop(x: Tensor, out: tuple[Tensor, ...], dout: tuple[Tensor, ...]) -> tuple[Tensor]:
+    return (_gelu_tanh_back_bf16(out[1], dout[0]),)
 
 
 def _silu_gate_bprop(gate: Tensor, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
     return _silu_gate_back(gate, x, dout)
 
 
+def _silu_gate_bf16_bprop(
+    gate: Tensor, x: Tensor, out: tuple[Tensor, ...], dout: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    return _silu_gate_back_bf16(out[1], out[2], dout[0])
+
+
 _gelu = _operation("gelu", 1, bprop=_gelu_bprop)
+_gelu_bf16 = _operation("gelu_bf16", 1, 2, _gelu_bf16_bprop)
 _gelu_tanh = _operation("gelu_tanh", 1, bprop=_gelu_tanh_bprop)
+_gelu_tanh_bf16 = _operation("gelu_tanh_bf16", 1, 2, _gelu_tanh_bf16_bprop)
 _silu_gate = _operation("silu_gate", 2, bprop=_silu_gate_bprop)
+_silu_gate_bf16 = _operation("silu_gate_bf16", 2, 3, _silu_gate_bf16_bprop)
 
 
-def gelu(x: Tensor) -> Tensor:
+def gelu(x: Tensor, kind: str) -> Tensor:
     """As `kernels.gelu`."""
-    return _gelu(x)
+    return _gelu_bf16(x)[0] if kind == "bf16" else _gelu(x)
 
 
-def gelu_tanh(x: Tensor) -> Tensor:
+def gelu_tanh(x: Tensor, kind: str) -> Tensor:
     """As `kernels.gelu_tanh`."""
-    return _gelu_tanh(x)
+    return _gelu_tanh_bf16(x)[0] if kind == "bf16" else _gelu_tanh(x)
 
 
-def silu_gate(gate: Tensor, x: Tensor) -> Tensor:
+def silu_gate(gate: Tensor, x: Tensor, kind: str) -> Tensor:
     """As `kernels.silu_gate`."""
-    return _silu_gate(gate, x)
+    return _silu_gate_bf16(gate, x)[0] if kind == "bf16" else _silu_gate(gate, x)
 
 
-_layer_norm_back = _operation("layer_norm_back", 4, 3)
 _rms_norm_back = _operation("rms_norm_back", 4, 2)
 
 
-def _layer_norm_bprop(
-    x: Tensor, gamma: Tensor, beta: Tensor, epsilon: Tensor, out: tuple[Tensor, ...], dout: tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
-    dx, dgamma, dbeta = _layer_norm_back(dout[0], gamma, out[1], out[2])
-    return dx, dgamma, dbeta, epsilon
+def _layer_norm_operations(suffix: str) -> tuple[Any, Any]:
+    """Return LayerNorm without and with a residual."""
+    back = _operation("layer_norm_back" + suffix, 4, 3)
 
+    def bprop(
+        x: Tensor, gamma: Tensor, beta: Tensor, epsilon: Tensor, out: tuple[Tensor, ...], dout: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        dx, dgamma, dbeta = back(dout[0], gamma, out[1], out[2])
+        return dx, dgamma, dbeta, epsilon
 
-def _residual_norm_bprop(
-    x: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    epsilon: Tensor,
-    residual: Tensor,
-    out: tuple[Tensor, ...],
-    dout: tuple[Tensor, ...],
-) -> tuple[Tensor, ...]:
-    dx, dgamma, dbeta = _layer_norm_back(dout[0], gamma, out[1], out[2])
-    return dx, dgamma, dbeta, epsilon, dx
+    def residual_bprop(
+        x: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        epsilon: Tensor,
+        residual: Tensor,
+        out: tuple[Tensor, ...],
+        dout: tuple[Tensor, ...],
+    ) -> tuple[Tensor, ...]:
+        dx, dgamma, dbeta = back(dout[0], gamma, out[1], out[2])
+        return dx, dgamma, dbeta, epsilon, dx
+
+    return (
+        _operation("layer_norm" + suffix, 4, 3, bprop),
+        _operation("layer_norm_residual" + suffix, 5, 3, residual_bprop),
+    )
 
 
 def _rms_norm_bprop(
@@ -128,17 +156,19 @@ def _rms_norm_bprop(
     return dx, dgamma, epsilon
 
 
-_layer_norm = _operation("layer_norm", 4, 3, _layer_norm_bprop)
-_residual_norm = _operation("layer_norm_residual", 5, 3, _residual_norm_bprop)
+_layer_norm, _residual_norm = _layer_norm_operations("")
+_layer_norm_bf16, _residual_norm_bf16 = _layer_norm_operations("_bf16")
 _rms_norm = _operation("rms_norm", 3, 2, _rms_norm_bprop)
 
 
-def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, residual: Tensor | None) -> Tensor:
+def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, residual: Tensor | None, kind: str) -> Tensor:
     """As `kernels.layer_norm`."""
     scale, shift, constant = gamma.astype(_FLOAT), beta.astype(_FLOAT), _constants(epsilon)
     if residual is None:
-        return _layer_norm(x, scale, shift, constant)[0]
-    return _residual_norm(x, scale, shift, constant, residual.astype(_FLOAT))[0]
+        normalise = _layer_norm_bf16 if kind == "bf16" else _layer_norm
+        return normalise(x, scale, shift, constant)[0]
+    add_and_normalise = _residual_norm_bf16 if kind == "bf16" else _residual_norm
+    return add_and_normalise(x, scale, shift, constant, residual.astype(_FLOAT))[0]
 
 
 def rms_norm(x: Tensor, gamma: Tensor, epsilon: float) -> Tensor:
@@ -169,10 +199,9 @@ def rotary(x: Tensor, cosine: Tensor, sine: Tensor, num_heads: int, interleaved:
 _bias_back = _operation("bias_back", 1)
 
 
-def _dense_operations(suffix: str) -> tuple[tuple[Any, Any, Any], tuple[Any, Any, Any]]:
-    """Return the dense layer without bias, with a frozen and with a trained one, and the three with LoRA's branch."""
+def _dense_operations(suffix: str) -> tuple[Any, Any, Any]:
+    """Return the dense layer without bias, with a frozen and with a trained one."""
     dense_back = _operation("dense_back" + suffix, 2)
-    lora_back = _operation("lora_back" + suffix, 7, 4)
 
     def dense_bprop(x: Tensor, weight: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
         return dense_back(dout, weight), weight
@@ -182,6 +211,21 @@ def _dense_operations(suffix: str) -> tuple[tuple[Any, Any, Any], tuple[Any, Any
 
     def shifted_bprop(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
         return dense_back(dout, weight), weight, _bias_back(dout)
+
+    return (
+        _operation("dense" + suffix, 2, 1, dense_bprop),
+        _operation("dense_biased" + suffix, 3, 1, biased_bprop),
+        _operation("dense_shifted" + suffix, 3, 1, shifted_bprop),
+    )
+
+
+_dense, _biased, _shifted = _dense_operations("")
+_dense_bf16, _biased_bf16, _shifted_bf16 = _dense_operations("_bf16")
+
+
+def _lora_operations() -> tuple[Any, Any, Any]:
+    """Return the dense layer with LoRA's branch, as `_dense_operations`."""
+    lora_back = _operation("lora_back", 7, 4)
 
     def lora_bprop(
         x: Tensor,
@@ -205,8 +249,7 @@ def _dense_operations(suffix: str) -> tuple[tuple[Any, Any, Any], tuple[Any, Any
         out: tuple[Tensor, ...],
         dout: tuple[Tensor, ...],
     ) -> tuple[Tensor, ...]:
-        dx, dlora_a, dlora_b, _ = lora_back(dout[0], x, out[1], weight, lora_a, lora_b, scale)
-        return dx, weight, dlora_a, dlora_b, scale, bias
+        return lora_bprop(x, weight, lora_a, lora_b, scale, out, dout) + (bias,)  # noqa: RUF005, graph mode knows only +
 
     def shifted_lora_bprop(
         x: Tensor,
@@ -218,26 +261,72 @@ def _dense_operations(suffix: str) -> tuple[tuple[Any, Any, Any], tuple[Any, Any
         out: tuple[Tensor, ...],
         dout: tuple[Tensor, ...],
     ) -> tuple[Tensor, ...]:
-        dx, dlora_a, dlora_b, _ = lora_back(dout[0], x, out[1], weight, lora_a, lora_b, scale)
-        return dx, weight, dlora_a, dlora_b, scale, _bias_back(dout[0])
+        return lora_bprop(x, weight, lora_a, lora_b, scale, out, dout) + (_bias_back(dout[0]),)  # noqa: RUF005, graph mode knows only +
 
-    dense = (
-        _operation("dense" + suffix, 2, 1, dense_bprop),
-        _operation("dense_biased" + suffix, 3, 1, biased_bprop),
-        _operation("dense_shifted" + suffix, 3, 1, shifted_bprop),
+    return (
+        _operation("lora", 5, 2, lora_bprop),
+        _operation("lora_biased", 6, 2, biased_lora_bprop),
+        _operation("lora_shifted", 6, 2, shifted_lora_bprop),
     )
-    lora = (
-        _operation("lora" + suffix, 5, 2, lora_bprop),
-        _operation("lora_biased" + suffix, 6, 2, biased_lora_bprop),
-        _operation("lora_shifted" + suffix, 6, 2, shifted_lora_bprop),
+
+
+def _rounding_lora_operations() -> tuple[Any, Any, Any]:
+    """Return the same in bfloat16. They take x as it is multiplied too, and keep only that for the gradient."""
+    lora_back = _operation("lora_back_bf16", 7, 4)
+
+    def lora_bprop(
+        x: Tensor,
+        weight: Tensor,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        scale: Tensor,
+        rounded: Tensor,
+        out: tuple[Tensor, ...],
+        dout: tuple[Tensor, ...],
+    ) -> tuple[Tensor, ...]:
+        dx, dlora_a, dlora_b, _ = lora_back(dout[0], rounded, out[1], weight, lora_a, lora_b, scale)
+        return dx, weight, dlora_a, dlora_b, scale, rounded
+
+    def biased_lora_bprop(
+        x: Tensor,
+        weight: Tensor,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        scale: Tensor,
+        rounded: Tensor,
+        bias: Tensor,
+        out: tuple[Tensor, ...],
+        dout: tuple[Tensor, ...],
+    ) -> tuple[Tensor, ...]:
+        return lora_bprop(x, weight, lora_a, lora_b, scale, rounded, out, dout) + (bias,)  # noqa: RUF005, graph mode knows only +
+
+    def shifted_lora_bprop(
+        x: Tensor,
+        weight: Tensor,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        scale: Tensor,
+        rounded: Tensor,
+        bias: Tensor,
+        out: tuple[Tensor, ...],
+        dout: tuple[Tensor, ...],
+    ) -> tuple[Tensor, ...]:
+        return lora_bprop(x, weight, lora_a, lora_b, scale, rounded, out, dout) + (_bias_back(dout[0]),)  # noqa: RUF005, graph mode knows only +
+
+    return (
+        _operation("lora_bf16", 6, 2, lora_bprop),
+        _operation("lora_biased_bf16", 7, 2, biased_lora_bprop),
+        _operation("lora_shifted_bf16", 7, 2, shifted_lora_bprop),
     )
-    return dense, lora
 
 
-(_dense, _biased, _shifted), (_lora, _biased_lora, _shifted_lora) = _dense_operations("")
-(_dense_bf16, _biased_bf16, _shifted_bf16), (_lora_bf16, _biased_lora_bf16, _shifted_lora_bf16) = _dense_operations(
-    "_bf16"
-)
+def _round_rows_bprop(x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
+    return (x,)
+
+
+_lora, _biased_lora, _shifted_lora = _lora_operations()
+_lora_bf16, _biased_lora_bf16, _shifted_lora_bf16 = _rounding_lora_operations()
+_round_rows = _operation("round_rows", 1, bprop=_round_rows_bprop)
 
 
 def dense_frozen(x: Tensor, weight: Tensor, bias: Tensor | None, trains_bias: bool, kind: str) -> Tensor:
@@ -264,47 +353,79 @@ def lora_dense(
     """As `kernels.lora_dense`, with the frozen product as `kind` says."""
     frozen, factor = _stop(weight.astype(_FLOAT)), _stop(scale.astype(_FLOAT))
     down, up = lora_a.astype(_FLOAT), lora_b.astype(_FLOAT)
+    if kind == "bf16":
+        return _rounding_lora(x, frozen, bias, down, up, factor, trains_bias)
     if bias is None:
-        with_branch = _lora_bf16 if kind == "bf16" else _lora
-        return with_branch(x, frozen, down, up, factor)[0]
+        return _lora(x, frozen, down, up, factor)[0]
     shift = bias.astype(_FLOAT)
     if trains_bias:
-        with_branch = _shifted_lora_bf16 if kind == "bf16" else _shifted_lora
-        return with_branch(x, frozen, down, up, factor, shift)[0]
-    with_branch = _biased_lora_bf16 if kind == "bf16" else _biased_lora
-    return with_branch(x, frozen, down, up, factor, _stop(shift))[0]
+        return _shifted_lora(x, frozen, down, up, factor, shift)[0]
+    return _biased_lora(x, frozen, down, up, factor, _stop(shift))[0]
 
 
-_attention_back = _operation("attention_back", 7, 3)
-_attention_back_masked = _operation("attention_back_masked", 8, 3)
+def _rounding_lora(
+    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, factor: Tensor, trains_bias: bool
+) -> Tensor:
+    rounded = _round_rows(_stop(x))
+    if bias is None:
+        return _lora_bf16(x, weight, down, up, factor, rounded)[0]
+    shift = bias.astype(_FLOAT)
+    if trains_bias:
+        return _shifted_lora_bf16(x, weight, down, up, factor, rounded, shift)[0]
+    return _biased_lora_bf16(x, weight, down, up, factor, rounded, _stop(shift))[0]
+
+
+_attention_back = _operation("attention_back", 6, 3)
+_attention_back_bf16 = _operation("attention_back_bf16", 6, 3)
+_attention_back_masked = _operation("attention_back_masked", 7, 3)
+_attention_back_masked_bf16 = _operation("attention_back_masked_bf16", 7, 3)
+
+_Gradients = tuple[Tensor, ...]
 
 
 def _attention_bprop(
-    query: Tensor, key: Tensor, value: Tensor, settings: Tensor, out: tuple[Tensor, ...], dout: tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
-    dquery, dkey, dvalue = _attention_back(query, key, value, settings, out[0], out[1], dout[0])
+    query: Tensor, key: Tensor, value: Tensor, settings: Tensor, out: _Gradients, dout: _Gradients
+) -> _Gradients:
+    dquery, dkey, dvalue = _attention_back(query, key, value, settings, out[1], dout[0])
+    return dquery, dkey, dvalue, settings
+
+
+def _attention_bf16_bprop(
+    query: Tensor, key: Tensor, value: Tensor, settings: Tensor, out: _Gradients, dout: _Gradients
+) -> _Gradients:
+    dquery, dkey, dvalue = _attention_back_bf16(query, key, out[2], settings, out[1], dout[0])
     return dquery, dkey, dvalue, settings
 
 
 def _masked_attention_bprop(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    settings: Tensor,
-    mask: Tensor,
-    out: tuple[Tensor, ...],
-    dout: tuple[Tensor, ...],
-) -> tuple[Tensor, ...]:
-    dquery, dkey, dvalue = _attention_back_masked(query, key, value, settings, mask, out[0], out[1], dout[0])
+    query: Tensor, key: Tensor, value: Tensor, settings: Tensor, mask: Tensor, out: _Gradients, dout: _Gradients
+) -> _Gradients:
+    dquery, dkey, dvalue = _attention_back_masked(query, key, value, settings, mask, out[1], dout[0])
+    return dquery, dkey, dvalue, settings, mask
+
+
+def _masked_attention_bf16_bprop(
+    query: Tensor, key: Tensor, value: Tensor, settings: Tensor, mask: Tensor, out: _Gradients, dout: _Gradients
+) -> _Gradients:
+    dquery, dkey, dvalue = _attention_back_masked_bf16(query, key, out[2], settings, mask, out[1], dout[0])
     return dquery, dkey, dvalue, settings, mask
 
 
 _attention = _operation("attention", 4, 2, _attention_bprop)
+_attention_bf16 = _operation("attention_bf16", 4, 3, _attention_bf16_bprop)
 _masked_attention = _operation("attention_masked", 5, 2, _masked_attention_bprop)
+_masked_attention_bf16 = _operation("attention_masked_bf16", 5, 3, _masked_attention_bf16_bprop)
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, num_heads: int, num_key_heads: int, causal: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    num_heads: int,
+    num_key_heads: int,
+    causal: bool,
+    kind: str,
 ) -> Tensor:
     """As `kernels.attention` without dropout."""
     batch, queries, width = query.shape
@@ -314,9 +435,10 @@ def attention(
     value_heads = value.astype(_FLOAT).reshape((batch, key.shape[1], num_key_heads, size))
     settings = _constants(float(causal), size**-0.5)
     if mask is None:
-        return _attention(heads, key_heads, value_heads, settings)[0].reshape(query.shape)
-    hiding = _stop(mask.astype(_FLOAT))
-    return _masked_attention(heads, key_heads, value_heads, settings, hiding)[0].reshape(query.shape)
+        attend = _attention_bf16 if kind == "bf16" else _attention
+        return attend(heads, key_heads, value_heads, settings)[0].reshape(query.shape)
+    attend = _masked_attention_bf16 if kind == "bf16" else _masked_attention
+    return attend(heads, key_heads, value_heads, settings, _stop(mask.astype(_FLOAT)))[0].reshape(query.shape)
 
 
 _row_losses_back = _operation("cross_entropy_back", 4)

@@ -47,9 +47,10 @@ def gelu(x: Tensor) -> Tensor:
     Returns:
         A tensor of the shape and dtype of `x`.
     """
-    if native_kind(x.dtype) == "off":
+    kind = native_kind(x.dtype)
+    if kind == "off":
         return plain.gelu(x)
-    return native.gelu(x)
+    return native.gelu(x, kind)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -61,9 +62,10 @@ def gelu_tanh(x: Tensor) -> Tensor:
     Returns:
         A tensor of the shape and dtype of `x`.
     """
-    if native_kind(x.dtype) == "off":
+    kind = native_kind(x.dtype)
+    if kind == "off":
         return plain.gelu_tanh(x)
-    return native.gelu_tanh(x)
+    return native.gelu_tanh(x, kind)
 
 
 def tanh(x: Tensor) -> Tensor:
@@ -88,9 +90,10 @@ def silu_gate(gate: Tensor, x: Tensor) -> Tensor:
     Returns:
         A tensor of the shape and dtype of `gate`.
     """
-    if native_kind(gate.dtype) == "off":
+    kind = native_kind(gate.dtype)
+    if kind == "off":
         return plain.silu_gate(gate, x)
-    return native.silu_gate(gate, x)
+    return native.silu_gate(gate, x, kind)
 
 
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, residual: Tensor | None = None) -> Tensor:
@@ -108,9 +111,10 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, residual:
     Returns:
         A tensor of the shape and dtype of `x`.
     """
-    if native_kind(x.dtype) == "off":
+    kind = native_kind(x.dtype)
+    if kind == "off":
         return plain.layer_norm(x, gamma, beta, epsilon, residual)
-    return native.layer_norm(x, gamma, beta, epsilon, residual)
+    return native.layer_norm(x, gamma, beta, epsilon, residual, kind)
 
 
 def rms_norm(x: Tensor, gamma: Tensor, epsilon: float) -> Tensor:
@@ -246,9 +250,10 @@ def attention(
         A tensor of the shape and dtype of `query`.
     """
     key_heads = num_heads if num_key_heads is None else num_key_heads
-    if native_kind(query.dtype) == "off" or dropout is not None:
+    kind = native_kind(query.dtype)
+    if kind == "off" or dropout is not None:
         return plain.attention(query, key, value, mask, num_heads, dropout, key_heads, causal)
-    return native.attention(query, key, value, mask, num_heads, key_heads, causal)
+    return native.attention(query, key, value, mask, num_heads, key_heads, causal, kind)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

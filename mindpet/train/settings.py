@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from mindpet.storage.reader import read_yaml
 from mindpet.train.methods import (
@@ -110,7 +119,8 @@ class FinetuneSettings(_MethodOptions):
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the split, the initial values, the order and dropout.")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Dtype of the products.")
     kernels: Annotated[Literal["off", "f32", "bf16"] | None, BeforeValidator(_read_off)] = Field(
-        None, description="Native kernels on a CPU; what MINDPET_KERNELS says, or else f32 where they are, if not given."
+        None,
+        description="Native kernels on a CPU; what MINDPET_KERNELS says, or else f32 where they are, if not given.",
     )
     device: Literal["CPU", "Ascend"] = Field("CPU", description="Where the run takes place.")
     devices: int = Field(1, gt=0, description="Processes that share each batch, each on a device of its own.")

@@ -14,7 +14,17 @@ from mindpet.kernels import switch
 from mindpet.kernels.switch import missing, native_kind
 from mindpet.utils.exceptions import InputError
 from tests.kernels import formulas
-from tests.kernels.test_kernels import NATIVE, Call, Weighted, random, slopes
+from tests.kernels.test_kernels import (
+    NATIVE,
+    Call,
+    Weighted,
+    add_residual_and_normalise,
+    grouped_attention,
+    masked_causal_attention,
+    padding,
+    random,
+    slopes,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +104,50 @@ def test_dense_frozen_hands_nothing_to_its_weight_and_to_a_bias_only_if_it_is_tr
     assert not by_weight.asnumpy().any()
     assert not by_frozen.asnumpy().any()
     assert (by_trained.asnumpy() == 2).all()
+
+
+ROUNDED = {
+    "gelu": (kernels.gelu, [random(3, 7)], ()),
+    "gelu_tanh": (kernels.gelu_tanh, [random(3, 7)], ()),
+    "silu_gate": (kernels.silu_gate, [random(3, 7), random(3, 7, seed=1)], ()),
+    "layer_norm": (kernels.layer_norm, [random(3, 21), random(21), random(21, seed=1)], (1e-5,)),
+    "layer_norm, residual": (
+        add_residual_and_normalise,
+        [random(3, 21), random(21), random(21, seed=1), random(3, 21, seed=2)],
+        (1e-5,),
+    ),
+    "attention": (grouped_attention, [random(2, 70, 20), random(2, 70, 10), random(2, 70, 10, seed=1)], (4, 2)),
+    "attention, masked": (
+        masked_causal_attention,
+        [random(2, 5, 6), random(2, 9, 6), random(2, 9, 6, seed=1), padding(4, 9, length=9)],
+        (2,),
+    ),
+}
+
+
+ROUNDED_IN_BOTH_MODES = [
+    pytest.param(name, mode, marks=pytest.mark.slow if mode == "graph" and name != "attention, masked" else [])
+    for name in ROUNDED
+    for mode in ("graph", "pynative")
+]
+
+
+@BRAIN
+@pytest.mark.parametrize(("name", "mode"), ROUNDED_IN_BOTH_MODES, indirect=["mode"])
+def test_what_bf16_keeps_for_gradients_is_rounded_and_results_are_not(mode, name):
+    kernel, arrays, numbers = ROUNDED[name]
+    results = {}
+    for kind in ("f32", "bf16"):
+        kernels.use_kernels(kind)
+        call, tensors = Call(kernel, *numbers), float32(*arrays)
+        output = call(*tensors).asnumpy()
+        weighted = Weighted(call, random(*output.shape, seed=3))
+        moved = tuple(range(min(len(arrays), 3)))
+        results[kind] = [output, *(one.asnumpy() for one in mindspore.grad(weighted, moved)(*tensors))]
+    output, *gradients = zip(*results.values(), strict=True)
+    assert (output[0] == output[1]).all()
+    assert all(np.abs(exact - rounded).max() <= 1e-2 * np.abs(exact).max() for exact, rounded in gradients)
+    assert any((exact != rounded).any() for exact, rounded in gradients)
 
 
 @BRAIN

@@ -110,7 +110,7 @@ def test_native_kernels_train_as_plain_ones_and_are_named_and_kept(task, capsys,
         assert type(outcome.task.network.bert.encoder.layer[0].attention.self.query) is LoRADense
         losses.append([entry["loss"] for entry in _entries(task / kind) if "loss" in entry])
     np.testing.assert_allclose(*losses, rtol=1e-4)
-    with pytest.raises(InputError, match="kernels: 'off' was given, but the run in .* has 'f32'"):
+    with pytest.raises(InputError, match=r"kernels: 'off' was given, but the run in .* has 'f32'"):
         finetune(FinetuneSettings(out=task / "f32", resume=True, kernels="off"), QUIET)
 
 

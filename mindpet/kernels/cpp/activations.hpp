@@ -1,7 +1,7 @@
 // Activations, forward and backward.
 #pragma once
 
-#include "loops.hpp"
+#include "kept.hpp"
 
 namespace MINDPET_ISA {
 
@@ -28,10 +28,22 @@ inline void map(const float* x, float* y, long count, Function function) {
   for_elements(count, [&](long i, long size) { store_upto(y + i, function(load_upto(x + i, size)), size); });
 }
 
-template <class Function>
-inline void map_back(const float* x, const float* dy, float* dx, long count, Function slope) {
+// As `map`, and keeps x.
+template <class Kept, class Function>
+inline void map_and_keep(const float* x, float* y, void* kept, long count, Function function) {
+  auto* to = static_cast<typename Kept::Element*>(kept);
   for_elements(count, [&](long i, long size) {
-    store_upto(dx + i, load_upto(dy + i, size) * slope(load_upto(x + i, size)), size);
+    const Floats value = load_upto(x + i, size);
+    store_upto(y + i, function(value), size);
+    Kept::store(to + i, value, size);
+  });
+}
+
+template <class Kept, class Function>
+inline void map_back(const void* kept, const float* dy, float* dx, long count, Function slope) {
+  const auto* x = static_cast<const typename Kept::Element*>(kept);
+  for_elements(count, [&](long i, long size) {
+    store_upto(dx + i, load_upto(dy + i, size) * slope(Kept::load(x + i, size)), size);
   });
 }
 
@@ -43,11 +55,15 @@ inline void silu_gate(const float* gate, const float* x, float* y, long count) {
   });
 }
 
-inline void silu_gate_back(const float* gate, const float* x, const float* dy, float* dgate, float* dx, long count) {
+template <class Kept>
+inline void silu_gate_back(const void* kept_gate, const void* kept_x, const float* dy, float* dgate, float* dx,
+                           long count) {
+  const auto* gate = static_cast<const typename Kept::Element*>(kept_gate);
+  const auto* x = static_cast<const typename Kept::Element*>(kept_x);
   for_elements(count, [&](long i, long size) {
-    const Floats z = load_upto(gate + i, size), grad = load_upto(dy + i, size), s = sigmoid(z);
+    const Floats z = Kept::load(gate + i, size), grad = load_upto(dy + i, size), s = sigmoid(z);
     store_upto(dx + i, grad * z * s, size);
-    store_upto(dgate + i, grad * load_upto(x + i, size) * s * (1.0f + z * (1.0f - s)), size);
+    store_upto(dgate + i, grad * Kept::load(x + i, size) * s * (1.0f + z * (1.0f - s)), size);
   });
 }
 

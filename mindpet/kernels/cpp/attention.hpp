@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "gemm.hpp"
+#include "kept.hpp"
 #include "kernels.hpp"
 #include "softmax.hpp"
 
@@ -56,10 +57,8 @@ inline void for_query_blocks(const AttentionSizes& sizes, long example, long key
 }
 
 // scores[rows, keys of the block] = scale q k^T + mask.
-inline void score(const AttentionSizes& sizes, const QueryBlock& block, const float* query, Panels keys,
-                  float* scores) {
-  multiply_all(block.rows, block.keys, sizes.size, row_major(query + block.place, query_width(sizes)), keys, scores,
-               block.keys, false);
+inline void score(const AttentionSizes& sizes, const QueryBlock& block, Matrix query, Panels keys, float* scores) {
+  multiply_all(block.rows, block.keys, sizes.size, query, keys, scores, block.keys, false);
   for (long i = 0; i < block.rows; ++i) {
     float* row = scores + i * block.keys;
     const float* mask = sizes.mask == nullptr
@@ -88,7 +87,7 @@ inline void attention(const AttentionSizes& sizes, const float* query, const flo
                                    floats(2, packed_size(sizes.keys, sizes.size)));
     float* scores = floats(3, static_cast<std::size_t>(QUERY_BLOCK * sizes.keys));
     for_query_blocks(sizes, example, key_head, [&](const QueryBlock& block) {
-      score(sizes, block, query, keys, scores);
+      score(sizes, block, row_major(query + block.place, query_width(sizes)), keys, scores);
       for (long i = 0; i < block.rows; ++i) {
         float* row = scores + i * block.keys;
         const Peak peak = exponentials(row, row, block.keys);
@@ -103,40 +102,59 @@ inline void attention(const AttentionSizes& sizes, const float* query, const flo
   });
 }
 
-// Turns scores into probabilities p, and slopes, which hold doutput value^T, into ds = scale p (slopes - mean) with
-// mean = sum(doutput output), which is sum(p slopes).
-inline void slopes_of_scores(const AttentionSizes& sizes, const QueryBlock& block, const float* output,
-                             const float* doutput, const float* kept, float* scores, float* slopes) {
-  for (long i = 0; i < block.rows; ++i) {
-    const long place = block.place + i * query_width(sizes);
-    Floats products = {};
-    for_vectors(sizes.size, [&](long j, long count) {
-      products += load_upto(output + place + j, count) * load_upto(doutput + place + j, count);
+// Rows of one head that were kept: floats where they lie, others in memory that the next call overwrites.
+template <class Kept>
+inline Matrix rows_of_head(const typename Kept::Element* from, long rows, long size, long width) {
+  float* room = floats(7, static_cast<std::size_t>(rows * size));
+  for (long i = 0; i < rows; ++i) {
+    for_vectors(size, [&](long j, long count) {
+      store_upto(room + i * size + j, Kept::load(from + i * width + j, count), count);
     });
-    const float mean = sum(products);
+  }
+  return row_major(room, size);
+}
+
+template <>
+inline Matrix rows_of_head<KeptFloats>(const float* from, long, long, long width) {
+  return row_major(from, width);
+}
+
+// Turns scores into probabilities p, and slopes, which hold doutput value^T, into ds = scale p (slopes - sum(p slopes)).
+inline void slopes_of_scores(const AttentionSizes& sizes, const QueryBlock& block, const float* kept, float* scores,
+                             float* slopes) {
+  for (long i = 0; i < block.rows; ++i) {
     const Peak peak = kept_peak(kept + block.kept + 2 * i);
     float* score_row = scores + i * block.keys;
     float* slope_row = slopes + i * block.keys;
+    Floats products = {};
     for_vectors(block.keys, [&](long j, long count) {
       const Floats probability = exponential(load_upto(score_row + j, count) - peak.top) * peak.inverse;
       store_upto(score_row + j, probability, count);
-      store_upto(slope_row + j, probability * (load_upto(slope_row + j, count) - mean) * sizes.scale, count);
+      products += probability * load_upto(slope_row + j, count);  // 0 beyond `count`
+    });
+    const float mean = sum(products);
+    for_vectors(block.keys, [&](long j, long count) {
+      const Floats slope = load_upto(slope_row + j, count) - mean;
+      store_upto(slope_row + j, load_upto(score_row + j, count) * slope * sizes.scale, count);
     });
   }
 }
 
 // The gradients by query, key and value, with the probabilities p and ds as above:
 //   dvalue = p^T doutput, dquery = ds key, dkey = ds^T query.
-inline void attention_back(const AttentionSizes& sizes, const float* query, const float* key, const float* value,
-                           const float* output, const float* kept, const float* doutput, float* dquery, float* dkey,
-                           float* dvalue) {
+// Rounded queries and keys would move the exponents of p, and its errors grow with the scores: they stay exact.
+template <class Kept>
+inline void attention_back(const AttentionSizes& sizes, const float* query, const float* key, const void* kept_value,
+                           const float* kept, const float* doutput, float* dquery, float* dkey, float* dvalue) {
+  const auto* value = static_cast<const typename Kept::Element*>(kept_value);
   const long width = query_width(sizes), narrow = key_width(sizes);
   for_key_heads(sizes, [&](long example, long key_head, long start) {
     const std::size_t room = packed_size(sizes.size, sizes.keys);
-    const Panels keys = pack_all(transposed(key + start, narrow), sizes.size, sizes.keys, floats(1, room));
-    const Panels values = pack_all(transposed(value + start, narrow), sizes.size, sizes.keys, floats(2, room));
-    const Panels key_rows = pack_all(row_major(key + start, narrow), sizes.keys, sizes.size,
-                                     floats(3, packed_size(sizes.keys, sizes.size)));
+    const Matrix head_values = rows_of_head<Kept>(value + start, sizes.keys, sizes.size, narrow);
+    const Panels values = pack_all(head_values.turned(), sizes.size, sizes.keys, floats(2, room));
+    const Matrix head_keys = row_major(key + start, narrow);
+    const Panels keys = pack_all(head_keys.turned(), sizes.size, sizes.keys, floats(1, room));
+    const Panels key_rows = pack_all(head_keys, sizes.keys, sizes.size, floats(3, packed_size(sizes.keys, sizes.size)));
     float* scores = floats(4, static_cast<std::size_t>(QUERY_BLOCK * sizes.keys));
     float* slopes = floats(5, static_cast<std::size_t>(QUERY_BLOCK * sizes.keys));
     float* rows = floats(6, packed_size(QUERY_BLOCK, sizes.size));
@@ -147,9 +165,9 @@ inline void attention_back(const AttentionSizes& sizes, const float* query, cons
     for_query_blocks(sizes, example, key_head, [&](const QueryBlock& block) {
       const Matrix query_rows = row_major(query + block.place, width);
       const Matrix gradient = row_major(doutput + block.place, width);
-      score(sizes, block, query, keys, scores);
+      score(sizes, block, query_rows, keys, scores);
       multiply_all(block.rows, block.keys, sizes.size, gradient, values, slopes, block.keys, false);
-      slopes_of_scores(sizes, block, output, doutput, kept, scores, slopes);
+      slopes_of_scores(sizes, block, kept, scores, slopes);
       multiply_all(block.rows, sizes.size, block.keys, row_major(slopes, block.keys), key_rows, dquery + block.place,
                    width, false);
       multiply_all(block.keys, sizes.size, block.rows, transposed(scores, block.keys),

@@ -14,10 +14,11 @@ namespace {
 using mindpet::AttentionSizes;
 using mindpet::DenseKernels;
 using mindpet::DenseSizes;
+using mindpet::KeepingKernels;
 using mindpet::RotarySizes;
 
 // To be raised, here and in switch.py, when a function takes other inputs or outputs than before.
-constexpr int INTERFACE = 2;
+constexpr int INTERFACE = 3;
 
 // A call: what `in` and `out` count is the place among inputs and outputs together; a negative one counts from the end.
 struct Call {
@@ -69,24 +70,30 @@ void dense_back(const Call& call, const DenseKernels& with) {
   with.backward(call.in(0), call.in(1), call.out(2), dense_sizes(call, 0, 1));
 }
 
-// x, weight, lora_a, lora_b, scale[, bias] -> y, hidden
-void lora(const Call& call, const DenseKernels& with, bool biased) {
-  const float* bias = biased ? call.in(5) : nullptr;
-  with.lora_forward(call.in(0), call.in(1), bias, call.in(2), call.in(3), *call.in(4), call.out(-2), call.out(-1),
+// x, weight, lora_a, lora_b, scale[, prepared x][, bias] -> y, hidden
+void lora(const Call& call, const DenseKernels& with, bool biased, bool rounds) {
+  const float* bias = biased ? call.in(rounds ? 6 : 5) : nullptr;
+  with.lora_forward(call.in(0), call.in(rounds ? 5 : 0), call.in(1), bias, call.in(2), call.in(3), *call.in(4), call.out(-2), call.out(-1),
                     dense_sizes(call, 0, 1), call.axis(2, 0));
 }
 
-// dy, x, hidden, weight, lora_a, lora_b, scale -> dx, dlora_a, dlora_b, dhidden
+// dy, prepared x, hidden, weight, lora_a, lora_b, scale -> dx, dlora_a, dlora_b, dhidden
 void lora_back(const Call& call, const DenseKernels& with) {
   with.lora_backward(call.in(0), call.in(1), call.in(2), call.in(3), call.in(4), call.in(5), *call.in(6), call.out(7),
                      call.out(8), call.out(9), call.out(10), dense_sizes(call, 0, 3), call.axis(4, 0));
 }
 
 // x, gamma, beta, epsilon[, residual] -> y, normalised, inverse
-void layer_norm(const Call& call, const mindpet::Kernels& with, bool has_residual) {
+void layer_norm(const Call& call, const KeepingKernels& with, bool has_residual) {
   const float* residual = has_residual ? call.in(4) : nullptr;
   with.layer_norm(call.in(0), residual, call.in(1), call.in(2), *call.in(3), call.out(-3), call.out(-2), call.out(-1),
                   call.rows(0), call.columns(0));
+}
+
+// dy, gamma, normalised, inverse -> dx, dgamma, dbeta
+void layer_norm_back(const Call& call, const KeepingKernels& with) {
+  with.layer_norm_back(call.in(0), call.in(1), call.in(2), call.in(3), call.out(4), call.out(5), call.out(6),
+                       call.rows(0), call.columns(0));
 }
 
 // The inputs begin with query (batch, queries, heads, size), key and value (batch, keys, key heads, size) and settings
@@ -109,17 +116,30 @@ AttentionSizes attention_sizes(const Call& call, bool masked) {
   return sizes;
 }
 
-// query, key, value, settings[, mask] -> output, kept
-void attention(const Call& call, const mindpet::Kernels& with, bool masked) {
-  with.attention(attention_sizes(call, masked), call.in(0), call.in(1), call.in(2), call.out(-2),
-                 call.out(-1));
+// query, key, value, settings[, mask] -> output, kept[, and value, rounded]
+void attention(const Call& call, const mindpet::Kernels& with, bool masked, bool rounds) {
+  const int output = masked ? 5 : 4;
+  with.attention(attention_sizes(call, masked), call.in(0), call.in(1), call.in(2), call.out(output),
+                 call.out(output + 1));
+  if (rounds) with.rounding.keep(call.in(2), call.size(2), call.out(output + 2));
 }
 
-// query, key, value, settings[, mask], output, kept, doutput -> dquery, dkey, dvalue
-void attention_back(const Call& call, const mindpet::Kernels& with, bool masked) {
-  const int first = masked ? 5 : 4;
-  with.attention_back(attention_sizes(call, masked), call.in(0), call.in(1), call.in(2), call.in(first),
-                      call.in(first + 1), call.in(first + 2), call.out(-3), call.out(-2), call.out(-1));
+// query, key, value, settings[, mask], kept, doutput -> dquery, dkey, dvalue
+void attention_back(const Call& call, const KeepingKernels& with, bool masked) {
+  const int kept = masked ? 5 : 4;
+  with.attention_back(attention_sizes(call, masked), call.in(0), call.in(1), call.in(2), call.in(kept),
+                      call.in(kept + 1), call.out(-3), call.out(-2), call.out(-1));
+}
+
+// gate, x -> y, and gate and x, rounded
+void silu_gate_and_round(const Call& call, const mindpet::Kernels& with) {
+  with.silu_gate(call.in(0), call.in(1), call.out(2), call.size(0));
+  for (int i = 0; i < 2; ++i) with.rounding.keep(call.in(i), call.size(i), call.out(3 + i));
+}
+
+// gate, x, dy -> dgate, dx
+void silu_gate_back(const Call& call, const KeepingKernels& with) {
+  with.silu_gate_back(call.in(0), call.in(1), call.in(2), call.out(3), call.out(4), call.size(2));
 }
 
 // x (batch, length, heads, size), cosine and sine (batch or 1, length, pairs), interleaved -> y
@@ -156,40 +176,53 @@ MINDPET_OPERATION(dense_shifted, dense(call, with.dense, true))
 MINDPET_OPERATION(dense_shifted_bf16, dense(call, with.dense_bf16, true))
 MINDPET_OPERATION(dense_back, dense_back(call, with.dense))
 MINDPET_OPERATION(dense_back_bf16, dense_back(call, with.dense_bf16))
-MINDPET_OPERATION(lora, lora(call, with.dense, false))
-MINDPET_OPERATION(lora_biased, lora(call, with.dense, true))
-MINDPET_OPERATION(lora_bf16, lora(call, with.dense_bf16, false))
-MINDPET_OPERATION(lora_biased_bf16, lora(call, with.dense_bf16, true))
-MINDPET_OPERATION(lora_shifted, lora(call, with.dense, true))
-MINDPET_OPERATION(lora_shifted_bf16, lora(call, with.dense_bf16, true))
+MINDPET_OPERATION(lora, lora(call, with.dense, false, false))
+MINDPET_OPERATION(lora_biased, lora(call, with.dense, true, false))
+MINDPET_OPERATION(lora_bf16, lora(call, with.dense_bf16, false, true))
+MINDPET_OPERATION(lora_biased_bf16, lora(call, with.dense_bf16, true, true))
+MINDPET_OPERATION(lora_shifted, lora(call, with.dense, true, false))
+MINDPET_OPERATION(lora_shifted_bf16, lora(call, with.dense_bf16, true, true))
 MINDPET_OPERATION(lora_back, lora_back(call, with.dense))
 MINDPET_OPERATION(lora_back_bf16, lora_back(call, with.dense_bf16))
-MINDPET_OPERATION(layer_norm, layer_norm(call, with, false))
-MINDPET_OPERATION(layer_norm_residual, layer_norm(call, with, true))
-MINDPET_OPERATION(attention, attention(call, with, false))
-MINDPET_OPERATION(attention_masked, attention(call, with, true))
-MINDPET_OPERATION(attention_back, attention_back(call, with, false))
-MINDPET_OPERATION(attention_back_masked, attention_back(call, with, true))
+MINDPET_OPERATION(layer_norm, layer_norm(call, with.keeping, false))
+MINDPET_OPERATION(layer_norm_bf16, layer_norm(call, with.keeping_bf16, false))
+MINDPET_OPERATION(layer_norm_residual, layer_norm(call, with.keeping, true))
+MINDPET_OPERATION(layer_norm_residual_bf16, layer_norm(call, with.keeping_bf16, true))
+MINDPET_OPERATION(layer_norm_back, layer_norm_back(call, with.keeping))
+MINDPET_OPERATION(layer_norm_back_bf16, layer_norm_back(call, with.keeping_bf16))
+MINDPET_OPERATION(attention, attention(call, with, false, false))
+MINDPET_OPERATION(attention_bf16, attention(call, with, false, true))
+MINDPET_OPERATION(attention_masked, attention(call, with, true, false))
+MINDPET_OPERATION(attention_masked_bf16, attention(call, with, true, true))
+MINDPET_OPERATION(attention_back, attention_back(call, with.keeping, false))
+MINDPET_OPERATION(attention_back_bf16, attention_back(call, with.keeping_bf16, false))
+MINDPET_OPERATION(attention_back_masked, attention_back(call, with.keeping, true))
+MINDPET_OPERATION(attention_back_masked_bf16, attention_back(call, with.keeping_bf16, true))
 MINDPET_OPERATION(rotary, rotary(call, with, 1.0f))
 MINDPET_OPERATION(rotary_back, rotary(call, with, -1.0f))
 
 // dy -> dbias
 MINDPET_OPERATION(bias_back, with.bias_back(call.in(0), call.out(1), call.rows(0), call.columns(0)))
 
-// x -> y, and x, dy -> dx
+// x -> pairs, the form in which rows are multiplied in bfloat16
+MINDPET_OPERATION(round_rows, with.rounding.round_rows(call.in(0), call.out(1), call.rows(0), call.columns(0)))
+
+// x -> y[, and x, rounded], and x, dy -> dx
 MINDPET_OPERATION(gelu, with.gelu(call.in(0), call.out(1), call.size(0)))
-MINDPET_OPERATION(gelu_back, with.gelu_back(call.in(0), call.in(1), call.out(2), call.size(0)))
+MINDPET_OPERATION(gelu_bf16, with.rounding.gelu(call.in(0), call.out(1), call.out(2), call.size(0)))
+MINDPET_OPERATION(gelu_back, with.keeping.gelu_back(call.in(0), call.in(1), call.out(2), call.size(1)))
+MINDPET_OPERATION(gelu_back_bf16, with.keeping_bf16.gelu_back(call.in(0), call.in(1), call.out(2), call.size(1)))
 MINDPET_OPERATION(gelu_tanh, with.gelu_tanh(call.in(0), call.out(1), call.size(0)))
-MINDPET_OPERATION(gelu_tanh_back, with.gelu_tanh_back(call.in(0), call.in(1), call.out(2), call.size(0)))
+MINDPET_OPERATION(gelu_tanh_bf16, with.rounding.gelu_tanh(call.in(0), call.out(1), call.out(2), call.size(0)))
+MINDPET_OPERATION(gelu_tanh_back, with.keeping.gelu_tanh_back(call.in(0), call.in(1), call.out(2), call.size(1)))
+MINDPET_OPERATION(gelu_tanh_back_bf16,
+                  with.keeping_bf16.gelu_tanh_back(call.in(0), call.in(1), call.out(2), call.size(1)))
 
-// gate, x -> y, and gate, x, dy -> dgate, dx
+// gate, x -> y
 MINDPET_OPERATION(silu_gate, with.silu_gate(call.in(0), call.in(1), call.out(2), call.size(0)))
-MINDPET_OPERATION(silu_gate_back,
-                  with.silu_gate_back(call.in(0), call.in(1), call.in(2), call.out(3), call.out(4), call.size(0)))
-
-// dy, gamma, normalised, inverse -> dx, dgamma, dbeta
-MINDPET_OPERATION(layer_norm_back, with.layer_norm_back(call.in(0), call.in(1), call.in(2), call.in(3), call.out(4),
-                                                        call.out(5), call.out(6), call.rows(0), call.columns(0)))
+MINDPET_OPERATION(silu_gate_bf16, silu_gate_and_round(call, with))
+MINDPET_OPERATION(silu_gate_back, silu_gate_back(call, with.keeping))
+MINDPET_OPERATION(silu_gate_back_bf16, silu_gate_back(call, with.keeping_bf16))
 
 // x, gamma, epsilon -> y, inverse, and dy, x, gamma, inverse -> dx, dgamma
 MINDPET_OPERATION(rms_norm, with.rms_norm(call.in(0), call.in(1), *call.in(2), call.out(3), call.out(4), call.rows(0),

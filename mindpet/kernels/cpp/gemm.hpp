@@ -25,6 +25,7 @@ struct Matrix {
   long column;  // from one column to the next
 
   Matrix from(long i, long j) const { return {data + i * row + j * column, row, column}; }
+  Matrix turned() const { return {data, column, row}; }
 };
 
 inline Matrix row_major(const float* data, long columns) { return {data, columns, 1}; }

@@ -57,16 +57,29 @@ void require_rank(const char* name, const Shape& shape, std::size_t rank) {
   if (shape.size() != rank) require(name, shape, Shape(rank, -1));
 }
 
+// What holds the elements of `shape` rounded to bfloat16, two in the room of a float32.
+Shape rounded(const Shape& shape) {
+  std::int64_t count = 1;
+  for (std::int64_t size : shape) {
+    if (size < 0) return {-1};
+    count *= size;
+  }
+  return {(count + 1) / 2};
+}
+
+// The same by rows, each of which begins with a new float32.
+Shape rounded_rows(const Shape& shape) { return with_columns(shape, shape.back() < 0 ? -1 : (shape.back() + 1) / 2); }
+
 Shape silu_gate(const Inputs& in) {
   require("x", in[1], in[0]);
   return in[0];
 }
 
-Shapes layer_norm(const Inputs& in, bool has_residual) {
+Shapes layer_norm(const Inputs& in, bool has_residual, bool rounds) {
   require("gamma", in[1], columns(in[0]));
   require("beta", in[2], columns(in[0]));
   if (has_residual) require("residual", in[4], in[0]);
-  return {in[0], in[0], rows(in[0])};
+  return {in[0], rounds ? rounded(in[0]) : in[0], rows(in[0])};
 }
 
 Shapes rms_norm(const Inputs& in) {
@@ -102,7 +115,9 @@ Shapes lora(const Inputs& in, int bias) {
   return {y, with_columns(in[0], lora_a[0])};
 }
 
-Shapes attention(const Inputs& in, bool masked) {
+Shapes lora_back(const Inputs& in) { return {with_columns(in[0], in[3][1]), in[4], in[5], in[2]}; }
+
+Shapes attention(const Inputs& in, bool masked, bool rounds) {
   const Shape query = in[0], key = in[1];
   const std::int64_t batch = query[0], queries = query[1], heads = query[2];
   const bool shares = key[2] > 0 && heads % key[2] == 0;
@@ -113,7 +128,9 @@ Shapes attention(const Inputs& in, bool masked) {
     require_rank("mask", mask, 4);
     require("mask", mask, {mask[0] == 1 ? 1 : batch, 1, mask[2] == 1 ? 1 : queries, key[1]});
   }
-  return {query, {batch, heads, queries, 2}};
+  const Shape kept = {batch, heads, queries, 2};
+  if (!rounds) return {query, kept};
+  return {query, kept, rounded(key)};
 }
 
 Shapes cross_entropy(const Inputs& in) {
@@ -143,14 +160,24 @@ Shapes cross_entropy(const Inputs& in) {
   MINDPET_EXPORT Types mindpet_##name##InferType(Types inputs, void*) { return Types(outputs, inputs[0]); }
 
 MINDPET_INFER_ONE(gelu, in[0])
-MINDPET_INFER_ONE(gelu_back, in[0])
+MINDPET_INFER_ONE(round_rows, rounded_rows(in[0]))
+MINDPET_INFER(gelu_bf16, 2, Shapes{in[0], rounded(in[0])})
+MINDPET_INFER_ONE(gelu_back, in[1])
+MINDPET_INFER_ONE(gelu_back_bf16, in[1])
 MINDPET_INFER_ONE(gelu_tanh, in[0])
-MINDPET_INFER_ONE(gelu_tanh_back, in[0])
+MINDPET_INFER(gelu_tanh_bf16, 2, Shapes{in[0], rounded(in[0])})
+MINDPET_INFER_ONE(gelu_tanh_back, in[1])
+MINDPET_INFER_ONE(gelu_tanh_back_bf16, in[1])
 MINDPET_INFER_ONE(silu_gate, silu_gate(in))
-MINDPET_INFER(silu_gate_back, 2, Shapes{in[0], in[1]})
-MINDPET_INFER(layer_norm, 3, layer_norm(in, false))
-MINDPET_INFER(layer_norm_residual, 3, layer_norm(in, true))
+MINDPET_INFER(silu_gate_bf16, 3, Shapes{silu_gate(in), rounded(in[0]), rounded(in[0])})
+MINDPET_INFER(silu_gate_back, 2, Shapes{in[2], in[2]})
+MINDPET_INFER(silu_gate_back_bf16, 2, Shapes{in[2], in[2]})
+MINDPET_INFER(layer_norm, 3, layer_norm(in, false, false))
+MINDPET_INFER(layer_norm_bf16, 3, layer_norm(in, false, true))
+MINDPET_INFER(layer_norm_residual, 3, layer_norm(in, true, false))
+MINDPET_INFER(layer_norm_residual_bf16, 3, layer_norm(in, true, true))
 MINDPET_INFER(layer_norm_back, 3, Shapes{in[0], in[1], in[1]})
+MINDPET_INFER(layer_norm_back_bf16, 3, Shapes{in[0], in[1], in[1]})
 MINDPET_INFER(rms_norm, 2, rms_norm(in))
 MINDPET_INFER(rms_norm_back, 2, Shapes{in[0], in[2]})
 MINDPET_INFER_ONE(rotary, rotary(in))
@@ -167,14 +194,18 @@ MINDPET_INFER_ONE(dense_back_bf16, dense_back(in))
 MINDPET_INFER(lora, 2, lora(in, -1))
 MINDPET_INFER(lora_bf16, 2, lora(in, -1))
 MINDPET_INFER(lora_biased, 2, lora(in, 5))
-MINDPET_INFER(lora_biased_bf16, 2, lora(in, 5))
+MINDPET_INFER(lora_biased_bf16, 2, lora(in, 6))
 MINDPET_INFER(lora_shifted, 2, lora(in, 5))
-MINDPET_INFER(lora_shifted_bf16, 2, lora(in, 5))
-MINDPET_INFER(lora_back, 4, Shapes{in[1], in[4], in[5], in[2]})
-MINDPET_INFER(lora_back_bf16, 4, Shapes{in[1], in[4], in[5], in[2]})
-MINDPET_INFER(attention, 2, attention(in, false))
-MINDPET_INFER(attention_masked, 2, attention(in, true))
-MINDPET_INFER(attention_back, 3, Shapes{in[0], in[1], in[2]})
-MINDPET_INFER(attention_back_masked, 3, Shapes{in[0], in[1], in[2]})
+MINDPET_INFER(lora_shifted_bf16, 2, lora(in, 6))
+MINDPET_INFER(lora_back, 4, lora_back(in))
+MINDPET_INFER(lora_back_bf16, 4, lora_back(in))
+MINDPET_INFER(attention, 2, attention(in, false, false))
+MINDPET_INFER(attention_bf16, 3, attention(in, false, true))
+MINDPET_INFER(attention_masked, 2, attention(in, true, false))
+MINDPET_INFER(attention_masked_bf16, 3, attention(in, true, true))
+MINDPET_INFER(attention_back, 3, Shapes{in[0], in[1], in[1]})
+MINDPET_INFER(attention_back_bf16, 3, Shapes{in[0], in[1], in[1]})
+MINDPET_INFER(attention_back_masked, 3, Shapes{in[0], in[1], in[1]})
+MINDPET_INFER(attention_back_masked_bf16, 3, Shapes{in[0], in[1], in[1]})
 MINDPET_INFER(cross_entropy, 2, cross_entropy(in))
 MINDPET_INFER_ONE(cross_entropy_back, in[1])

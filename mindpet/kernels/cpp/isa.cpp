@@ -12,6 +12,8 @@ namespace {
 
 using mindpet::DenseKernels;
 using mindpet::DenseSizes;
+using mindpet::KeepingKernels;
+using mindpet::RoundingKernels;
 
 template <class Tiles>
 constexpr DenseKernels dense_kernels() {
@@ -22,18 +24,42 @@ constexpr DenseKernels dense_kernels() {
       [](const float* dy, const float* weight, float* dx, DenseSizes sizes) {
         dense_back<Tiles>(dy, weight, dx, sizes.rows, sizes.outputs, sizes.inputs);
       },
-      [](const float* x, const float* weight, const float* bias, const float* lora_a, const float* lora_b, float scale,
-         float* y, float* hidden, DenseSizes sizes, long rank) {
-        lora<Tiles>(x, weight, bias, lora_a, lora_b, scale, y, hidden, sizes.rows, sizes.outputs, sizes.inputs, rank);
+      [](const float* x, const void* prepared, const float* weight, const float* bias, const float* lora_a,
+         const float* lora_b, float scale, float* y, float* hidden, DenseSizes sizes, long rank) {
+        lora<Tiles>(x, prepared, weight, bias, lora_a, lora_b, scale, y, hidden, sizes.rows, sizes.outputs,
+                    sizes.inputs, rank);
       },
-      [](const float* dy, const float* x, const float* hidden, const float* weight, const float* lora_a,
+      [](const float* dy, const void* prepared, const float* hidden, const float* weight, const float* lora_a,
          const float* lora_b, float scale, float* dx, float* dlora_a, float* dlora_b, float* dhidden, DenseSizes sizes,
          long rank) {
-        lora_back<Tiles>(dy, x, hidden, weight, lora_a, lora_b, scale, dx, dlora_a, dlora_b, dhidden, sizes.rows,
+        lora_back<Tiles>(dy, prepared, hidden, weight, lora_a, lora_b, scale, dx, dlora_a, dlora_b, dhidden, sizes.rows,
                          sizes.outputs, sizes.inputs, rank);
       },
   };
 }
+
+template <class Kept>
+constexpr KeepingKernels keeping_kernels() {
+  return {
+      layer_norm<Kept>,
+      layer_norm_back<Kept>,
+      [](const void* x, const float* dy, float* dx, long count) { map_back<Kept>(x, dy, dx, count, gelu_slope); },
+      [](const void* x, const float* dy, float* dx, long count) { map_back<Kept>(x, dy, dx, count, gelu_tanh_slope); },
+      silu_gate_back<Kept>,
+      attention_back<Kept>,
+  };
+}
+
+#if defined(__AVX512BF16__)
+constexpr RoundingKernels rounding_kernels() {
+  return {
+      round_rows,
+      keep_all<KeptHalves>,
+      [](const float* x, float* y, void* kept, long count) { map_and_keep<KeptHalves>(x, y, kept, count, gelu); },
+      [](const float* x, float* y, void* kept, long count) { map_and_keep<KeptHalves>(x, y, kept, count, gelu_tanh); },
+  };
+}
+#endif
 
 }  // namespace
 }  // namespace MINDPET_ISA
@@ -47,27 +73,26 @@ using namespace MINDPET_ISA;
 
 extern const Kernels TABLE_OF(MINDPET_ISA) = {
     dense_kernels<FloatTiles>(),
+    keeping_kernels<KeptFloats>(),
 #if defined(__AVX512BF16__)
     dense_kernels<PairTiles>(),
+    keeping_kernels<KeptHalves>(),
+    rounding_kernels(),
 #else
+    {},
+    {},
     {},
 #endif
     MINDPET_ISA::bias_back,
     [](const float* x, float* y, long count) { map(x, y, count, MINDPET_ISA::gelu); },
-    [](const float* x, const float* dy, float* dx, long count) { map_back(x, dy, dx, count, gelu_slope); },
     [](const float* x, float* y, long count) { map(x, y, count, MINDPET_ISA::gelu_tanh); },
-    [](const float* x, const float* dy, float* dx, long count) { map_back(x, dy, dx, count, gelu_tanh_slope); },
     MINDPET_ISA::silu_gate,
-    MINDPET_ISA::silu_gate_back,
-    MINDPET_ISA::layer_norm,
-    MINDPET_ISA::layer_norm_back,
     MINDPET_ISA::rms_norm,
     MINDPET_ISA::rms_norm_back,
     MINDPET_ISA::rotary,
     MINDPET_ISA::cross_entropy,
     MINDPET_ISA::cross_entropy_back,
     MINDPET_ISA::attention,
-    MINDPET_ISA::attention_back,
 };
 
 }  // namespace mindpet

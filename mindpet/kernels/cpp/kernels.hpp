@@ -32,27 +32,47 @@ struct DenseSizes {
 struct DenseKernels {
   void (*forward)(const float* x, const float* weight, const float* bias, float* y, DenseSizes);
   void (*backward)(const float* dy, const float* weight, float* dx, DenseSizes);
-  void (*lora_forward)(const float* x, const float* weight, const float* bias, const float* lora_a,
-                       const float* lora_b, float scale, float* y, float* hidden, DenseSizes, long rank);
-  void (*lora_backward)(const float* dy, const float* x, const float* hidden, const float* weight,
+  // `prepared` is x itself, and where products are in bfloat16 what `round_rows` makes of it.
+  void (*lora_forward)(const float* x, const void* prepared, const float* weight, const float* bias,
+                       const float* lora_a, const float* lora_b, float scale, float* y, float* hidden, DenseSizes,
+                       long rank);
+  void (*lora_backward)(const float* dy, const void* prepared, const float* hidden, const float* weight,
                         const float* lora_a, const float* lora_b, float scale, float* dx, float* dlora_a,
                         float* dlora_b, float* dhidden, DenseSizes, long rank);
 };
 
+// Normalisation and attention, which keep numbers for their gradient in float32 or in bfloat16.
+struct KeepingKernels {
+  void (*layer_norm)(const float* x, const float* residual, const float* gamma, const float* beta, float epsilon,
+                     float* y, void* normalised, float* inverse, long rows, long columns);
+  void (*layer_norm_back)(const float* dy, const float* gamma, const void* normalised, const float* inverse,
+                          float* dx, float* dgamma, float* dbeta, long rows, long columns);
+  void (*gelu_back)(const void* x, const float* dy, float* dx, long count);
+  void (*gelu_tanh_back)(const void* x, const float* dy, float* dx, long count);
+  void (*silu_gate_back)(const void* gate, const void* x, const float* dy, float* dgate, float* dx, long count);
+  void (*attention_back)(const AttentionSizes&, const float* query, const float* key, const void* value,
+                         const float* kept, const float* doutput, float* dquery, float* dkey, float* dvalue);
+};
+
+// Operations that round what their gradient needs, where the float32 ones only leave their inputs alive.
+struct RoundingKernels {
+  void (*round_rows)(const float* x, void* pairs, long rows, long columns);
+  void (*keep)(const float* x, long count, void* kept);
+  void (*gelu)(const float* x, float* y, void* kept, long count);
+  void (*gelu_tanh)(const float* x, float* y, void* kept, long count);
+};
+
 struct Kernels {
   DenseKernels dense;
-  DenseKernels dense_bf16;  // null functions where the processor has no bfloat16 products
+  KeepingKernels keeping;
+  // Null functions where the processor has no bfloat16 products:
+  DenseKernels dense_bf16;
+  KeepingKernels keeping_bf16;
+  RoundingKernels rounding;
   void (*bias_back)(const float* dy, float* sums, long rows, long columns);
   void (*gelu)(const float* x, float* y, long count);
-  void (*gelu_back)(const float* x, const float* dy, float* dx, long count);
   void (*gelu_tanh)(const float* x, float* y, long count);
-  void (*gelu_tanh_back)(const float* x, const float* dy, float* dx, long count);
   void (*silu_gate)(const float* gate, const float* x, float* y, long count);
-  void (*silu_gate_back)(const float* gate, const float* x, const float* dy, float* dgate, float* dx, long count);
-  void (*layer_norm)(const float* x, const float* residual, const float* gamma, const float* beta, float epsilon,
-                     float* y, float* normalised, float* inverse, long rows, long columns);
-  void (*layer_norm_back)(const float* dy, const float* gamma, const float* normalised, const float* inverse,
-                          float* dx, float* dgamma, float* dbeta, long rows, long columns);
   void (*rms_norm)(const float* x, const float* gamma, float epsilon, float* y, float* inverse, long rows,
                    long columns);
   void (*rms_norm_back)(const float* dy, const float* x, const float* gamma, const float* inverse, float* dx,
@@ -64,9 +84,6 @@ struct Kernels {
                              float* dlogits, long rows, long classes);
   void (*attention)(const AttentionSizes&, const float* query, const float* key, const float* value, float* output,
                     float* kept);
-  void (*attention_back)(const AttentionSizes&, const float* query, const float* key, const float* value,
-                         const float* output, const float* kept, const float* doutput, float* dquery, float* dkey,
-                         float* dvalue);
 };
 
 extern const Kernels avx2_kernels, avx512_kernels, avx512_bf16_kernels;

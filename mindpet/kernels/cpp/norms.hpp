@@ -3,51 +3,54 @@
 
 #include <cmath>
 
-#include "loops.hpp"
+#include "kept.hpp"
 
 namespace MINDPET_ISA {
 
 // y = (x - mean) / sqrt(variance + epsilon) * gamma + beta for each row of x + residual (a null residual is none).
 // Kept for the gradient: normalised = (x - mean) / sqrt(variance + epsilon), and inverse = 1 / sqrt(...) of each row.
+template <class Kept>
 inline void layer_norm(const float* x, const float* residual, const float* gamma, const float* beta, float epsilon,
-                       float* y, float* normalised, float* inverse, long rows, long columns) {
+                       float* y, void* normalised, float* inverse, long rows, long columns) {
   for_rows(rows, columns, [&](long row) {
     const float* from = x + row * columns;
     const float* other = residual == nullptr ? nullptr : residual + row * columns;
-    float* kept = normalised + row * columns;
+    float* to = y + row * columns;  // holds x + residual at first
+    auto* kept = static_cast<typename Kept::Element*>(normalised) + row * columns;
     Floats total = {};
     for_vectors(columns, [&](long i, long size) {
       Floats value = load_upto(from + i, size);
       if (other != nullptr) value += load_upto(other + i, size);
-      store_upto(kept + i, value, size);
+      store_upto(to + i, value, size);
       total += value;
     });
     const float mean = sum(total) / static_cast<float>(columns);
     Floats squares = {};
     for_vectors(columns, [&](long i, long size) {
-      const Floats centred = load_upto(kept + i, size) - mean;
+      const Floats centred = load_upto(to + i, size) - mean;
       squares += size == WIDTH ? centred * centred : first_of(centred * centred, size, 0.0f);
     });
     const float scale = 1.0f / std::sqrt(sum(squares) / static_cast<float>(columns) + epsilon);
     inverse[row] = scale;
     for_vectors(columns, [&](long i, long size) {
-      const Floats unit = (load_upto(kept + i, size) - mean) * scale;
-      store_upto(kept + i, unit, size);
-      store_upto(y + row * columns + i, unit * load_upto(gamma + i, size) + load_upto(beta + i, size), size);
+      const Floats unit = (load_upto(to + i, size) - mean) * scale;
+      Kept::store(kept + i, unit, size);
+      store_upto(to + i, unit * load_upto(gamma + i, size) + load_upto(beta + i, size), size);
     });
   });
 }
 
 // dx = (g - mean(g) - n mean(g n)) * inverse with g = dy gamma and n = normalised: the same for x and the residual.
 // dgamma = sum(dy n) and dbeta = sum(dy) over the rows.
-inline void layer_norm_back(const float* dy, const float* gamma, const float* normalised, const float* inverse,
+template <class Kept>
+inline void layer_norm_back(const float* dy, const float* gamma, const void* normalised, const float* inverse,
                             float* dx, float* dgamma, float* dbeta, long rows, long columns) {
   for_rows_with_sums(rows, columns, {dgamma, dbeta}, [&](long row, float* sums) {
     const float* grad = dy + row * columns;
-    const float* unit = normalised + row * columns;
+    const auto* unit = static_cast<const typename Kept::Element*>(normalised) + row * columns;
     Floats total = {}, product = {};
     for_vectors(columns, [&](long i, long size) {
-      const Floats outer = load_upto(grad + i, size), n = load_upto(unit + i, size);
+      const Floats outer = load_upto(grad + i, size), n = Kept::load(unit + i, size);
       const Floats g = outer * load_upto(gamma + i, size);
       total += g;
       product += g * n;
@@ -58,7 +61,7 @@ inline void layer_norm_back(const float* dy, const float* gamma, const float* no
     const float slope = sum(product) / static_cast<float>(columns);
     for_vectors(columns, [&](long i, long size) {
       const Floats g = load_upto(grad + i, size) * load_upto(gamma + i, size);
-      store_upto(dx + row * columns + i, (g - mean - load_upto(unit + i, size) * slope) * inverse[row], size);
+      store_upto(dx + row * columns + i, (g - mean - Kept::load(unit + i, size) * slope) * inverse[row], size);
     });
   });
 }

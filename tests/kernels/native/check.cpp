@@ -37,6 +37,13 @@ Numbers random_numbers(std::size_t count, unsigned seed) {
   return values;
 }
 
+Numbers kept(const Machine& machine, const Keeping& keeping, const Numbers& x) {
+  if (!keeping.rounds) return x;
+  Numbers halves = blank((x.size() + 1) / 2);
+  machine.kernels->rounding.keep(x.data(), static_cast<long>(x.size()), halves.data());
+  return halves;
+}
+
 Numbers blank(std::size_t count) { return Numbers(count, std::numeric_limits<float>::quiet_NaN()); }
 
 void check(const std::string& name, const std::vector<Exact>& expected, double tolerance,

@@ -19,6 +19,26 @@ struct Machine {
   const Kernels* kernels;
 };
 
+// A form in which numbers are kept for a gradient.
+struct Keeping {
+  std::string name;
+  const mindpet::KeepingKernels* kernels;
+  bool rounds;
+  double error;  // of gradients
+};
+
+// The forms that an instruction set has.
+inline std::vector<Keeping> keepings(const Machine& machine) {
+  std::vector<Keeping> found = {{machine.name, &machine.kernels->keeping, false, FLOAT_ERROR}};
+  if (machine.kernels->rounding.keep != nullptr) {
+    found.push_back({machine.name + " bfloat16", &machine.kernels->keeping_bf16, true, BRAIN_ERROR});
+  }
+  return found;
+}
+
+// `x` as it is kept.
+Numbers kept(const Machine& machine, const Keeping& keeping, const Numbers& x);
+
 // Normal numbers that depend on `seed` and `count` only.
 Numbers random_numbers(std::size_t count, unsigned seed);
 

@@ -71,17 +71,21 @@ void test_sizes(const Machine& machine, AttentionSizes s, bool masked, float hid
     s.mask_query = s.keys;
   }
   const Results expected = attend_all(s, in);
-  const std::string name = machine.name + " attention " + std::to_string(s.queries) + " x " + std::to_string(s.keys) +
+  const std::string name = " attention " + std::to_string(s.queries) + " x " + std::to_string(s.keys) +
                            ", size " + std::to_string(s.size) + (s.causal ? ", causal" : "") +
                            (masked ? ", masked" : "");
-  check(name, {expected.output, expected.dquery, expected.dkey, expected.dvalue}, FLOAT_ERROR, [&] {
-    std::vector<Numbers> found = {blank(queries), blank(queries), blank(keys), blank(keys)};
-    Numbers kept = blank(static_cast<std::size_t>(2 * s.batch * s.heads * s.queries));
-    machine.kernels->attention(s, in.query.data(), in.key.data(), in.value.data(), found[0].data(), kept.data());
-    machine.kernels->attention_back(s, in.query.data(), in.key.data(), in.value.data(), found[0].data(), kept.data(),
-                                    in.doutput.data(), found[1].data(), found[2].data(), found[3].data());
-    return found;
-  });
+  for (const Keeping& keeping : keepings(machine)) {
+    if (keeping.rounds && s.queries == 1) continue;  // few large probabilities leave small differences of large numbers
+    check(keeping.name + name, {expected.output, expected.dquery, expected.dkey, expected.dvalue}, keeping.error, [&] {
+      std::vector<Numbers> found = {blank(queries), blank(queries), blank(keys), blank(keys)};
+      Numbers peaks = blank(static_cast<std::size_t>(2 * s.batch * s.heads * s.queries));
+      machine.kernels->attention(s, in.query.data(), in.key.data(), in.value.data(), found[0].data(), peaks.data());
+      const Numbers value = kept(machine, keeping, in.value);
+      keeping.kernels->attention_back(s, in.query.data(), in.key.data(), value.data(), peaks.data(),
+                                      in.doutput.data(), found[1].data(), found[2].data(), found[3].data());
+      return found;
+    });
+  }
 }
 
 // The reference's own gradients, which the other tests trust.

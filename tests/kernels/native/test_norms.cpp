@@ -46,18 +46,21 @@ void test_layer_norm(const Machine& machine, Shape shape, float offset, bool wit
       [&](const Exact& moved) { return normalise(sums, moved, exact(beta), shape.columns, true); }, gamma, dy);
   const Exact dbeta = slopes(
       [&](const Exact& moved) { return normalise(sums, exact(gamma), moved, shape.columns, true); }, beta, dy);
-  const std::string name = machine.name + " layer_norm " + std::to_string(shape.rows) + " x " +
+  const std::string name = " layer_norm " + std::to_string(shape.rows) + " x " +
                            std::to_string(shape.columns) + (with_residual ? " with residual" : "");
-  check(name, {y, dx, dgamma, dbeta}, FLOAT_ERROR, [&] {
-    std::vector<Numbers> found = {blank(shape.size()), blank(shape.size()), blank(columns), blank(columns)};
-    Numbers normalised = blank(shape.size()), inverse = blank(static_cast<std::size_t>(shape.rows));
-    machine.kernels->layer_norm(x.data(), with_residual ? residual.data() : nullptr, gamma.data(), beta.data(),
-                                static_cast<float>(EPSILON), found[0].data(), normalised.data(), inverse.data(),
-                                shape.rows, shape.columns);
-    machine.kernels->layer_norm_back(dy.data(), gamma.data(), normalised.data(), inverse.data(), found[1].data(),
-                                     found[2].data(), found[3].data(), shape.rows, shape.columns);
-    return found;
-  });
+  for (const Keeping& keeping : keepings(machine)) {
+    if (keeping.rounds && columns < 3) continue;  // the gradient is the small difference of large numbers
+    check(keeping.name + name, {y, dx, dgamma, dbeta}, keeping.error, [&] {
+      std::vector<Numbers> found = {blank(shape.size()), blank(shape.size()), blank(columns), blank(columns)};
+      Numbers normalised = blank(shape.size()), inverse = blank(static_cast<std::size_t>(shape.rows));
+      keeping.kernels->layer_norm(x.data(), with_residual ? residual.data() : nullptr, gamma.data(), beta.data(),
+                                  static_cast<float>(EPSILON), found[0].data(), normalised.data(), inverse.data(),
+                                  shape.rows, shape.columns);
+      keeping.kernels->layer_norm_back(dy.data(), gamma.data(), normalised.data(), inverse.data(), found[1].data(),
+                                       found[2].data(), found[3].data(), shape.rows, shape.columns);
+      return found;
+    });
+  }
 }
 
 void test_rms_norm(const Machine& machine, Shape shape) {
