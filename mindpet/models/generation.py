@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ __all__ = ["Sampling", "generate"]
 # Lengths are rounded up to multiples, so that graphs that are compiled already serve other lengths too.
 _PROMPT_STEP = 32
 _SLOTS_STEP = 64
+_COLDEST = 1e-6  # logits divided by less might leave float64
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,13 @@ class Sampling:
     """How the next token is chosen, in the order of transformers: temperature, top-k, top-p.
 
     Args:
-        temperature: Divides the logits before their softmax; 0.0 takes the likeliest token, without chance.
+        temperature: Divides the logits before their softmax, from 1e-6; 0.0 takes the likeliest token, without chance.
         top_k: So many of the likeliest tokens stay, and those as likely as the last of them; None for all.
         top_p: Of these the likeliest stay, as few as have this probability together (arXiv:1904.09751); None for all.
         seed: Of the random numbers, one of which each text takes for each token.
 
     Raises:
-        InputError: A value out of range, or a choice without chance that is given top_k or top_p.
+        InputError: A value of the wrong type or out of range, or a choice without chance that is given top_k or top_p.
     """
 
     temperature: float = 0.0
@@ -39,11 +41,14 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        temperature, top_k, top_p, seed = self.temperature, self.top_k, self.top_p, self.seed
+        is_warm = _is_number(temperature) and (temperature == 0 or _COLDEST <= temperature < np.inf)
+        is_share = top_p is None or (_is_number(top_p) and 0 < top_p <= 1)
         rules = {
-            "temperature": (0 <= self.temperature < np.inf, "a number from 0"),
-            "top_k": (self.top_k is None or self.top_k >= 1, "None or an integer from 1"),
-            "top_p": (self.top_p is None or 0 < self.top_p <= 1, "None or a number above 0 and up to 1"),
-            "seed": (self.seed >= 0, "an integer from 0"),
+            "temperature": (is_warm, f"0, which takes the likeliest token, or a finite number from {_COLDEST:g}"),
+            "top_k": (top_k is None or (_is_whole(top_k) and top_k >= 1), "None or an integer from 1"),
+            "top_p": (is_share, "None or a number above 0 and up to 1"),
+            "seed": (_is_whole(seed) and seed >= 0, "an integer from 0"),
         }
         for name, (is_valid, expected) in rules.items():
             if not is_valid:
@@ -110,11 +115,11 @@ def generate(
         `eos_token_ids`.
 
     Raises:
-        InputError: Arguments that do not fit each other or the model; the message names them.
+        InputError: Arguments of the wrong type, out of range, or that do not fit each other or the model; the message
+            names them.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
-    given = () if eos_token_ids is None else eos_token_ids
-    ends = np.array(list(given) if isinstance(given, Iterable) else [given], np.int32)
+    ends = _ends(eos_token_ids, net.config.vocab_size)
     ids, mask = _checked(net, np.asarray(input_ids), np.asarray(attention_mask), max_new_tokens)
     training = net.training
     net.set_train(False)
@@ -122,6 +127,25 @@ def generate(
         return _continue(net, ids, mask, max_new_tokens, sampling, ends)
     finally:
         net.set_train(training)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _ends(given: Any, vocabulary: int) -> np.ndarray:
+    """Return the tokens at which a text ends, int32 (tokens,)."""
+    tokens = [] if given is None else list(given) if np.iterable(given) else [given]
+    if not all(_is_whole(token) and 0 <= token < vocabulary for token in tokens):
+        raise InputError(
+            f"eos_token_ids is {given!r}; expected is None, or one or several of the model's tokens, the integers 0 to "
+            f"{vocabulary - 1}: give the tokens that end a text, or None."
+        )
+    return np.array(tokens, np.int32)
 
 
 def _continue(
@@ -164,12 +188,13 @@ def _checked(net: CausalLM, ids: np.ndarray, mask: np.ndarray, count: int) -> tu
     visible = mask != 0
     if not visible[:, -1].all():
         raise InputError("attention_mask hides the last token of a text; pad on the left, so that each text goes on.")
-    longest = next(cell for _, cell in net.cells_and_names() if isinstance(cell, Positions)).limit()
+    positions = next(cell for _, cell in net.cells_and_names() if isinstance(cell, Positions))
+    longest = positions.limit()
     tokens = int(visible.sum(1).max())
     if tokens + count - 1 > longest:
         raise InputError(
-            f"The longest text has {tokens} tokens and may get {count} more, but this model takes at most {longest}: "
-            "shorten the text or lower max_new_tokens."
+            f"The longest text has {tokens} tokens and may get {count} more, but this model takes at most {longest}"
+            f"{positions.reason}: shorten the text or lower max_new_tokens."
         )
     first = int(visible.any(0).argmax())  # what comes before is padding in every text
     length = ids.shape[1] - first

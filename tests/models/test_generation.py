@@ -169,6 +169,17 @@ REFUSED = {
     "top_k": ((IDS, MASK, 2), {"temperature": 1.0, "top_k": 0}, "top_k is 0"),
     "top_p": ((IDS, MASK, 2), {"temperature": 1.0, "top_p": 1.5}, "top_p is 1.5"),
     "seed": ((IDS, MASK, 2), {"seed": -1}, "seed is -1"),
+    "a temperature in words": ((IDS, MASK, 2), {"temperature": "1"}, "temperature is '1'; expected is 0, which"),
+    "no temperature": ((IDS, MASK, 2), {"temperature": float("nan")}, "temperature is nan"),
+    "almost no temperature": ((IDS, MASK, 2), {"temperature": 1e-320}, "is 1e-320.*finite number from 1e-06: correct"),
+    "half a token": ((IDS, MASK, 2), {"temperature": 1.0, "top_k": 2.5}, "top_k is 2.5; expected is None or an int"),
+    "true tokens": ((IDS, MASK, 2), {"temperature": 1.0, "top_k": True}, "top_k is True"),
+    "top_p of the wrong type": ((IDS, MASK, 2), {"temperature": 1.0, "top_p": [0.5]}, r"top_p is \[0.5\]"),
+    "half a seed": ((IDS, MASK, 2), {"seed": 1.5}, "seed is 1.5; expected is an integer from 0"),
+    "unknown end": ((IDS, MASK, 2), {"eos_token_ids": 37}, "eos_token_ids is 37; .* 0 to 36: give the tokens"),
+    "unknown ends": ((IDS, MASK, 2), {"eos_token_ids": [3, -1]}, r"eos_token_ids is \[3, -1\]"),
+    "an end in words": ((IDS, MASK, 2), {"eos_token_ids": "2"}, "eos_token_ids is '2'"),
+    "half an end": ((IDS, MASK, 2), {"eos_token_ids": 2.5}, "eos_token_ids is 2.5"),
     "chance without temperature": ((IDS, MASK, 2), {"top_k": 5}, "temperature is 0"),
 }
 
