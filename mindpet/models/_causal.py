@@ -51,11 +51,13 @@ class Positions(nn.Cell):
 
     Args:
         longest: The number of positions that the model knows.
+        reason: Why it is not more, for the message that refuses a longer text.
     """
 
-    def __init__(self, longest: int) -> None:
+    def __init__(self, longest: int, reason: str = "") -> None:
         super().__init__()
         self.longest = longest
+        self.reason = reason
         self.position_shift: nn.Cell | None = None
 
     def construct(self, attention_mask: Tensor, seen: Tensor | None) -> Tensor:
@@ -82,7 +84,8 @@ class Positions(nn.Cell):
         beside = "" if self.position_shift is None else f" beside a prefix of up to {self.position_shift.tokens}"
         if length > self.limit():
             raise ValueError(
-                f"The sequence has {length} tokens, but this model takes at most {self.limit()}{beside}: cut the texts."
+                f"The sequence has {length} tokens, but this model takes at most {self.limit()}{beside}{self.reason}: "
+                "cut the texts."
             )
 
 

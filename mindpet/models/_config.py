@@ -62,7 +62,8 @@ class BertConfig:
         num_hidden_layers: Transformer blocks.
         num_attention_heads: Heads of each attention.
         intermediate_size: Width of the feed-forward layer.
-        hidden_act: Its activation: gelu, gelu_new, gelu_pytorch_tanh, relu, silu, swish or tanh.
+        hidden_act: Its activation: gelu and gelu_python (exact), gelu_new, gelu_fast, gelu_accurate,
+            gelu_pytorch_tanh and gelu_python_tanh (the tanh approximation), relu, silu, swish or tanh.
         hidden_dropout_prob: Dropout of embeddings, attention outputs and feed-forward outputs.
         attention_probs_dropout_prob: Dropout of the attention probabilities.
         max_position_embeddings: Longest sequence, in tokens.

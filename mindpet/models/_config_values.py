@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from mindpet.models._layers import ACTIVATIONS
 from mindpet.storage.reader import read_json
@@ -41,7 +41,15 @@ __all__ = [
 
 T = TypeVar("T")
 Tokens = int | tuple[int, ...] | None
-Rule = tuple[Callable[[Any], bool], str]  # what makes a value valid, and how to say it
+
+
+class Rule(NamedTuple):
+    """What makes a value valid, how to say it, and what to do about one that is not."""
+
+    is_valid: Callable[[Any], bool]
+    expected: str
+    advice: str = "correct the value"
+
 
 CONFIG_FILE = "config.json"
 _GENERATION_FILE = "generation_config.json"
@@ -69,18 +77,22 @@ def _are_tokens(value: Any) -> bool:
     return value is None or _is_token(value) or (isinstance(value, tuple) and all(map(_is_token, value)))
 
 
-SIZE: Rule = (is_size, "a positive integer")
-OPTIONAL_SIZE: Rule = (lambda value: value is None or is_size(value), "null or a positive integer")
-DROPOUT: Rule = (_is_dropout, "a number from 0 to below 1")
-OPTIONAL_DROPOUT: Rule = (lambda value: value is None or _is_dropout(value), "null or a number from 0 to below 1")
-NOT_NEGATIVE: Rule = (lambda value: is_number(value) and 0 <= value < math.inf, "a number from 0")
-SHARE: Rule = (lambda value: is_number(value) and 0 < value <= 1, "a number above 0 and up to 1")
-POSITIVE: Rule = (lambda value: is_number(value) and 0 < value < math.inf, "a positive number")
-EPSILON: Rule = (lambda value: is_number(value) and 0 < value < 1, "a number between 0 and 1")
-ACTIVATION: Rule = (lambda value: value in tuple(ACTIVATIONS), f"one of {', '.join(ACTIVATIONS)}")
-FLAG: Rule = (lambda value: type(value) is bool, "true or false")
-LIST: Rule = (lambda value: value is None or isinstance(value, list), "null or a list")
-TOKENS: Rule = (_are_tokens, "null, the number of a token or a list of them")
+SIZE = Rule(is_size, "a positive integer")
+OPTIONAL_SIZE = Rule(lambda value: value is None or is_size(value), "null or a positive integer")
+DROPOUT = Rule(_is_dropout, "a number from 0 to below 1")
+OPTIONAL_DROPOUT = Rule(lambda value: value is None or _is_dropout(value), "null or a number from 0 to below 1")
+NOT_NEGATIVE = Rule(lambda value: is_number(value) and 0 <= value < math.inf, "a number from 0")
+SHARE = Rule(lambda value: is_number(value) and 0 < value <= 1, "a number above 0 and up to 1")
+POSITIVE = Rule(lambda value: is_number(value) and 0 < value < math.inf, "a positive number")
+EPSILON = Rule(lambda value: is_number(value) and 0 < value < 1, "a number between 0 and 1")
+ACTIVATION = Rule(
+    lambda value: value in tuple(ACTIVATIONS),
+    f"one of those that are built here, {', '.join(ACTIVATIONS)}",
+    "use a model with one of them",
+)
+FLAG = Rule(lambda value: type(value) is bool, "true or false")
+LIST = Rule(lambda value: value is None or isinstance(value, list), "null or a list")
+TOKENS = Rule(_are_tokens, "null, the number of a token or a list of them")
 
 
 def check_fields(config: Any, rules: Sequence[tuple[Sequence[str], Rule]]) -> None:
@@ -90,10 +102,10 @@ def check_fields(config: Any, rules: Sequence[tuple[Sequence[str], Rule]]) -> No
 
 def check_values(values: Mapping[str, Any], rules: Sequence[tuple[Sequence[str], Rule]]) -> None:
     """Raise InputError for the first value, by its name, that its rule does not accept."""
-    for names, (is_valid, expected) in rules:
+    for names, rule in rules:
         for name in names:
-            if not is_valid(values[name]):
-                raise InputError(f"{name} is {values[name]!r}; expected is {expected}: correct the value.")
+            if not rule.is_valid(values[name]):
+                raise InputError(f"{name} is {values[name]!r}; expected is {rule.expected}: {rule.advice}.")
 
 
 def check_multiple(config: Any, name: str, divisor: str) -> None:
@@ -165,5 +177,5 @@ def read_end_tokens(folder: str | Path, default: Tokens) -> Tokens:
     values = read_json(path) if path.exists() else {}
     tokens = as_tuple(values.get("eos_token_id")) if isinstance(values, dict) else values
     if not _are_tokens(tokens):
-        raise InputError(f"{path}: eos_token_id is {tokens!r}; expected is {TOKENS[1]}: correct the value.")
+        raise InputError(f"{path}: eos_token_id is {tokens!r}; expected is {TOKENS.expected}: correct the value.")
     return default if tokens is None else tokens

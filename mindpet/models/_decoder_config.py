@@ -72,8 +72,9 @@ class DecoderConfig:
         interleaved: The pairs are neighbours (GLM); otherwise an element of the first half of the head and one of the
             second half (Llama).
         rope: The angles of the rotation.
-        max_position_embeddings: Longest sequence, in tokens.
-        hidden_act: Activation of the gate: gelu, gelu_new, gelu_pytorch_tanh, relu, silu, swish or tanh.
+        max_position_embeddings: Longest sequence, in tokens; with a scaled `rope`, the longest that it is meant for.
+        hidden_act: Activation of the gate: gelu and gelu_python (exact), gelu_new, gelu_fast, gelu_accurate,
+            gelu_pytorch_tanh and gelu_python_tanh (the tanh approximation), relu, silu, swish or tanh.
         fused_gate: Gate and value of the feed-forward layer come from one layer, `gate_up_proj` (GLM).
         qkv_bias: Whether the projections to queries, keys and values have biases.
         output_bias: Whether the attention's output projection has one.
@@ -183,12 +184,15 @@ def _of_transformers(values: Mapping[str, Any]) -> dict[str, Any]:
     check_values(values, ((("hidden_size", "num_attention_heads"), SIZE), (("partial_rotary_factor",), SHARE)))
     head_dim = values["hidden_size"] // heads if values["head_dim"] is None else values["head_dim"]
     check_values({"head_dim": head_dim}, ((("head_dim",), SIZE),))
+    check_values(values, ((("max_position_embeddings",), SIZE),))
+    rope = Rope.from_values(values["rope_theta"], values["rope_scaling"], values["max_position_embeddings"])
     key_heads = values["num_key_value_heads"]
     return {name: values[name] for name in _SAME} | {
         "num_key_value_heads": heads if key_heads is None else key_heads,
         "head_dim": head_dim,
         "rotated": int(head_dim * values["partial_rotary_factor"]),
-        "rope": Rope.from_values(values["rope_theta"], values["rope_scaling"]),
+        "rope": rope,
+        "max_position_embeddings": rope.limit(values["max_position_embeddings"]),
         "eos_token_id": as_tuple(values["eos_token_id"]),
     }
 

@@ -69,7 +69,8 @@ class GPT2Config:
         n_layer: Transformer blocks.
         n_head: Heads of each attention.
         n_inner: Width of the feed-forward layer; None for four times `n_embd`.
-        activation_function: Its activation: gelu, gelu_new, gelu_pytorch_tanh, relu, silu, swish or tanh.
+        activation_function: Its activation: gelu and gelu_python (exact), gelu_new, gelu_fast, gelu_accurate,
+            gelu_pytorch_tanh and gelu_python_tanh (the tanh approximation), relu, silu, swish or tanh.
         resid_pdrop: Dropout of the outputs of attentions and feed-forward layers.
         embd_pdrop: Dropout of the embeddings.
         attn_pdrop: Dropout of the attention probabilities.

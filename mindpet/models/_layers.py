@@ -9,10 +9,15 @@ from mindpet import kernels
 
 __all__ = ["ACTIVATIONS", "Dense", "LayerNorm", "RMSNorm", "starting_weights"]
 
+# By the names of transformers, which has several for each of the two forms of GELU.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": kernels.gelu,
+    "gelu_python": kernels.gelu,
     "gelu_new": kernels.gelu_tanh,
+    "gelu_fast": kernels.gelu_tanh,
+    "gelu_accurate": kernels.gelu_tanh,
     "gelu_pytorch_tanh": kernels.gelu_tanh,
+    "gelu_python_tanh": kernels.gelu_tanh,
     "relu": ops.relu,
     "silu": ops.silu,
     "swish": ops.silu,

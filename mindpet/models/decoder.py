@@ -23,6 +23,7 @@ from mindpet.utils.dropout import Dropout
 __all__ = ["DecoderConfig", "DecoderForCausalLM"]
 
 _GATES_BY_KERNEL = ("silu", "swish")
+_GROWING = " (beyond that, its dynamic rope_scaling would change with the length, which is not built here)"
 
 
 class DecoderAttention(nn.Cell):
@@ -133,8 +134,9 @@ class DecoderModel(nn.Cell):
         self.embed_tokens = nn.Embedding(
             config.vocab_size, config.hidden_size, embedding_table=starting_weights(config.initializer_range)
         )
-        self.positions = Positions(config.max_position_embeddings)
+        self.positions = Positions(config.max_position_embeddings, _GROWING if config.rope.kind == "dynamic" else "")
         self.frequencies = Tensor(config.rope.frequencies(config.rotated))
+        self.attention_factor = config.rope.attention_factor
         self.layers = nn.CellList([DecoderLayer(config) for _ in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.shared_prefix: nn.Cell | None = None
@@ -146,6 +148,8 @@ class DecoderModel(nn.Cell):
         positions = self.positions(attention_mask, None if past is None else past[1])
         angles = ops.expand_dims(positions.astype(mindspore.float32), -1) * self.frequencies
         cosine, sine = ops.cos(angles), ops.sin(angles)
+        if self.attention_factor != 1.0:
+            cosine, sine = cosine * self.attention_factor, sine * self.attention_factor
         mask = additive_mask(attention_mask)
         if past is None and self.shared_prefix is not None:
             mask = self.shared_prefix(mask)

@@ -103,7 +103,7 @@ CONFIGS = {
     "cross attention": ({"add_cross_attention": True}, "add_cross_attention is True"),
     "pruned heads": ({"pruned_heads": {"0": [1]}}, "pruned_heads is"),
     "quantised": ({"quantization_config": {"bits": 8}}, "quantization_config is"),
-    "activation": ({"hidden_act": "quick_gelu"}, "hidden_act is 'quick_gelu'.*gelu_new"),
+    "activation": ({"hidden_act": "quick_gelu"}, "hidden_act is 'quick_gelu'.*gelu_new.*use a model with"),
     "heads": ({"num_attention_heads": 5}, "hidden_size is 12.*num_attention_heads"),
     "size is a string": ({"hidden_size": "12"}, "hidden_size is '12'; expected is a positive integer"),
     "size is a boolean": ({"num_hidden_layers": True}, "num_hidden_layers is True"),

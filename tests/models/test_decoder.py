@@ -9,10 +9,13 @@ from mindspore import Tensor, nn
 
 from mindpet import kernels
 from mindpet.kernels.switch import missing
+from mindpet.models._config import BertConfig
+from mindpet.models._gpt2_config import GPT2Config
 from mindpet.models._loading import file_name
 from mindpet.models._rope import Rope
 from mindpet.models.auto import load_causal_lm
 from mindpet.models.decoder import DecoderConfig, DecoderForCausalLM
+from mindpet.models.generation import generate
 from mindpet.utils.exceptions import InputError
 from tests.models import numpy_language
 from tests.models.numpy_language import CHATGLM, GLM, LLAMA, QWEN2, random_batch, random_tensors, write_folder
@@ -177,10 +180,44 @@ def test_attentions_say_how_large_their_keys_are(tmp_path):
             },
             [1, 0.1 * (0.5 + 0.5 * (40 / (20 * np.pi) - 0.5) / 0.5), 0.005],
         ),
+        # In 40 positions pair 0 turns 6.4 times, pair 1 0.64 times, pair 2 0.064 times.
+        ({"rope_type": "yarn", "factor": 4.0, "beta_fast": 6.0, "beta_slow": 0.6}, [1, 0.1 * (0.5 + 0.5 / 4), 0.0025]),
+        (
+            {"rope_type": "yarn", "factor": 4.0, "beta_fast": 20 / np.pi, "beta_slow": 0.2 / np.pi, "truncate": False},
+            [1, 0.1 * (0.5 + 0.5 / 4), 0.0025],
+        ),
+        ({"rope_type": "dynamic", "factor": 4.0}, [1, 0.1, 0.01]),
     ],
 )
 def test_frequencies(scaling, expected):
-    np.testing.assert_allclose(Rope.from_values(1000.0, scaling).frequencies(6), expected, rtol=1e-6)
+    np.testing.assert_allclose(Rope.from_values(1000.0, scaling, 40).frequencies(6), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "factor", "longest"),
+    [
+        ({}, 0.1 * np.log(4) + 1, 160),
+        ({"mscale": 2.0}, 0.1 * np.log(4) + 1, 160),
+        ({"mscale": 2.0, "mscale_all_dim": 1.0}, (0.2 * np.log(4) + 1) / (0.1 * np.log(4) + 1), 160),
+        ({"attention_factor": 1.5, "original_max_position_embeddings": 9, "beta_fast": None}, 1.5, 40),
+        ({"factor": 0.5}, 1.0, 40),
+        ({"rope_type": "dynamic", "original_max_position_embeddings": 30}, 1.0, 30),
+    ],
+)
+def test_scaled_positions(scaling, factor, longest):
+    values = {"rope_type": "yarn", "factor": 4.0} | scaling
+    config = DecoderConfig.from_dict(LLAMA | {"max_position_embeddings": 40, "rope_scaling": values})
+    assert config.rope.attention_factor == pytest.approx(factor)
+    assert config.max_position_embeddings == longest
+
+
+def test_a_text_is_too_long_for_dynamic_positions(tmp_path):
+    dynamic = {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 4}}
+    net = load_causal_lm(write_folder(tmp_path, SHALLOW | dynamic))
+    with pytest.raises(ValueError, match=r"at most 4 \(beyond that, its dynamic rope_scaling.*: cut the texts"):
+        run(net, *random_batch(1, 5))
+    with pytest.raises(InputError, match=r"at most 4 \(beyond that, its dynamic rope_scaling.*: shorten"):
+        generate(net, np.ones((1, 3), int), np.ones((1, 3), int), 3)
 
 
 def test_values_as_transformers_5_writes_them():
@@ -209,14 +246,17 @@ REFUSED = {
         QWEN2 | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
         "use_sliding_window is True.*window of 8",
     ),
-    "yarn": (LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'; supported are default, linear"),
-    "dynamic": (LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'; supported are"),
+    "longrope": (LLAMA | {"rope_scaling": {"rope_type": "longrope"}}, "'longrope'; supported are default, linear"),
+    "dynamic": (LLAMA | {"rope_scaling": {"type": "dynamic"}}, "factor is None; expected is a positive number"),
+    "yarn": (LLAMA | {"rope_scaling": {"type": "yarn", "factor": 2, "beta_fast": "32"}}, "beta_fast is '32'"),
+    "rounding": (LLAMA | {"rope_scaling": {"type": "yarn", "factor": 2, "truncate": 1}}, "truncate is 1; .*true or"),
+    "yarn's base": (LLAMA | {"rope_theta": 1, "rope_scaling": {"type": "yarn", "factor": 2}}, "rope_theta is 1; yarn"),
     "no factor": (LLAMA | {"rope_scaling": {"type": "linear"}}, "factor is None; expected is a positive number"),
     "theta": (LLAMA | {"rope_theta": "1e4"}, "rope_theta is '1e4'"),
     "part of a llama's head": (LLAMA | {"partial_rotary_factor": 0.5}, "3 of 6 elements.*the whole head"),
     "odd head": (LLAMA | {"head_dim": 5}, "5 of 5 elements"),
     "groups": (LLAMA | {"num_key_value_heads": 3}, "num_attention_heads is 4.*num_key_value_heads"),
-    "activation": (LLAMA | {"hidden_act": "relu2"}, "hidden_act is 'relu2'"),
+    "activation": (LLAMA | {"hidden_act": "relu2"}, "hidden_act is 'relu2'.*use a model with"),
     "quantised": (LLAMA | {"quantization_config": {"bits": 4}}, "quantization_config"),
     "size": (LLAMA | {"num_attention_heads": 0}, "num_attention_heads is 0"),
     "flag": (LLAMA | {"attention_bias": 1}, "qkv_bias is 1; expected is true or false"),
@@ -241,6 +281,7 @@ def test_configurations_that_are_refused(tmp_path, case):
 def test_no_value_of_the_wrong_type_gets_further(config):
     optional = ("rope_scaling", "rope_parameters", "partial_rotary_factor", "layer_types", "max_window_layers")
     odd = [None, "x", -1, 0, 1.5, True, [], ["x"], {}, {"rope_type": []}, {"rope_type": "linear", "factor": "2"}]
+    odd += [{"rope_type": "yarn", "factor": 1e308, "mscale": []}, {"rope_type": "dynamic", "factor": True}]
     for key in (*config, *optional):
         for value in odd:
             try:
@@ -250,6 +291,13 @@ def test_no_value_of_the_wrong_type_gets_further(config):
             except InputError:
                 continue
             assert isinstance(made.vocab_size, int)
+
+
+@pytest.mark.parametrize("name", ["gelu_python", "gelu_fast", "gelu_accurate", "gelu_python_tanh"])
+def test_other_names_of_gelu(name):
+    assert DecoderConfig.from_dict(LLAMA | {"hidden_act": name}).hidden_act == name
+    assert GPT2Config.from_dict({"model_type": "gpt2", "activation_function": name}).activation_function == name
+    assert BertConfig.from_dict({"model_type": "bert", "hidden_act": name}).hidden_act == name
 
 
 def test_windows_that_no_layer_has_are_fine():

@@ -191,7 +191,7 @@ CONFIGS = {
     "unscaled scores": ({"scale_attn_weights": False}, "scale_attn_weights is False"),
     "cross attention": ({"add_cross_attention": True}, "add_cross_attention is True"),
     "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config is"),
-    "activation": ({"activation_function": "quick_gelu"}, "activation_function is 'quick_gelu'.*gelu_new"),
+    "activation": ({"activation_function": "quick_gelu"}, "activation_function is 'quick_gelu'.*built here, gelu,"),
     "heads": ({"n_head": 5}, "n_embd is 12.*n_head"),
     "size": ({"n_layer": "2"}, "n_layer is '2'; expected is a positive integer"),
     "dropout": ({"attn_pdrop": 1.0}, "attn_pdrop is 1.0"),

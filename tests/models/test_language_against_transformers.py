@@ -27,12 +27,13 @@ LLAMA = TOKENS | {
 }
 GLM = LLAMA | {"head_dim": 8}
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 2.0, "beta_slow": 0.5}
 
 CASES = {
     "gpt2": ("GPT2", GPT2),
-    "gpt2, narrow feed-forward": ("GPT2", GPT2 | {"n_inner": 7, "activation_function": "relu"}),
+    "gpt2, narrow feed-forward": ("GPT2", GPT2 | {"n_inner": 7, "activation_function": "gelu_fast"}),
     "gpt2, untied": ("GPT2", GPT2 | {"tie_word_embeddings": False, "activation_function": "silu"}),
-    "gpt2, one head": ("GPT2", GPT2 | {"n_head": 1, "layer_norm_epsilon": 0.1, "activation_function": "gelu"}),
+    "gpt2, one head": ("GPT2", GPT2 | {"n_head": 1, "layer_norm_epsilon": 0.1, "activation_function": "gelu_python"}),
     "gpt2, upcast": ("GPT2", GPT2 | {"reorder_and_upcast_attn": True}),
     "llama": ("Llama", LLAMA),
     "llama, wide heads": ("Llama", LLAMA | {"hidden_size": 36, "head_dim": 6, "num_key_value_heads": 5}),
@@ -40,11 +41,18 @@ CASES = {
     "llama, tied": ("Llama", LLAMA | {"tie_word_embeddings": True, "hidden_act": "gelu", "rms_norm_eps": 0.1}),
     "llama 3": ("Llama", LLAMA | {"rope_theta": 5e5, "rope_scaling": LLAMA3 | {"rope_type": "llama3"}}),
     "llama, stretched": ("Llama", LLAMA | {"rope_scaling": {"type": "linear", "factor": 2.0}}),
+    "llama, dynamic": ("Llama", LLAMA | {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}),
+    "llama, yarn": ("Llama", LLAMA | {"rope_scaling": YARN}),
+    "qwen2, yarn": ("Qwen2", LLAMA | {"rope_scaling": YARN | {"mscale": 2.0, "mscale_all_dim": 0.5}}),
+    "glm, yarn": ("Glm", GLM | {"head_dim": 16, "rope_scaling": YARN | {"attention_factor": 0.7, "truncate": False}}),
     "qwen2": ("Qwen2", LLAMA),
     "qwen2, tied": ("Qwen2", LLAMA | {"tie_word_embeddings": True, "num_key_value_heads": 5, "hidden_act": "relu"}),
     "qwen2, windows unused": ("Qwen2", LLAMA | {"use_sliding_window": True, "max_window_layers": 2}),
     "glm": ("Glm", GLM),
-    "glm, no biases": ("Glm", GLM | {"attention_bias": False, "tie_word_embeddings": True}),
+    "glm, no biases": (
+        "Glm",
+        GLM | {"attention_bias": False, "tie_word_embeddings": True, "hidden_act": "gelu_accurate"},
+    ),
     "glm, an odd number rotated": ("Glm", GLM | {"head_dim": 10}),
     "glm, a quarter rotated": ("Glm", GLM | {"head_dim": 16, "partial_rotary_factor": 0.25}),
 }
