@@ -15,7 +15,7 @@ from mindpet.delta._host import host_values
 from mindpet.delta._state import refuse_merged_training
 from mindpet.utils.names import STATE_MARK
 
-__all__ = ["TrainableTokensEmbedding"]
+__all__ = ["TiedTokens", "TrainableTokensEmbedding"]
 
 
 class TrainableTokensEmbedding(nn.Embedding):
@@ -26,7 +26,7 @@ class TrainableTokensEmbedding(nn.Embedding):
     Only `mindpet_delta_tokens_rows` (tokens, embedding_size) is meant to be trained; `freeze_delta(network, 'tokens')`
     freezes the rest. It starts as the table's own rows, which changes nothing. Who gives the table other values
     afterwards, by loading a checkpoint for example, calls `reset_rows` then. Where a network uses the table once more,
-    as a language model's head may, that use sees the table as it is.
+    as a language model's head may, that use sees the table as it is; `TiedTokens` gives it the rows.
 
     Which tokens are meant stands in `mindpet_state_token_slots` (vocab_size,), int32, a Parameter without gradient: k
     for token_indices[k], -1 for every other token. A `scaling` of 0, where others have a scale, leaves the table alone;
@@ -133,6 +133,51 @@ class TrainableTokensEmbedding(nn.Embedding):
             slots = self.mindpet_state_token_slots.asnumpy()
             table[slots >= 0] = host_values(self.mindpet_delta_tokens_rows)[slots[slots >= 0]]
         return {"embedding_table": table}
+
+
+class TiedTokens(nn.Cell):
+    r"""What trained tokens make of the logits of a head whose weight is the embedding's table.
+
+    output(..., i) = hidden rows[k]^T if i is token_indices[k], else logits(..., i)
+
+    A head that takes it has an attribute `tied_rows`, None at first, and hands its input and its product with the
+    table, before any bias, to the cell that is assigned there:
+
+        logits = self.matmul(hidden, self.weight)
+        if self.tied_rows is not None:
+            logits = self.tied_rows(hidden, logits)
+
+    Args:
+        embedding (TrainableTokensEmbedding): whose Parameters it uses; their names and values stay what they are there.
+
+    Inputs:
+        - **hidden** (Tensor) - of shape (..., embedding_size).
+        - **logits** (Tensor) - of shape (..., vocab_size).
+
+    Outputs:
+        Tensor of the shape and dtype of `logits`.
+    """
+
+    def __init__(self, embedding: TrainableTokensEmbedding) -> None:
+        super().__init__(auto_prefix=False)
+        self.mindpet_delta_tokens_rows = embedding.mindpet_delta_tokens_rows
+        self.mindpet_state_token_slots = embedding.mindpet_state_token_slots
+        self.scaling = embedding.scaling
+        self.matmul = ops.MatMul(transpose_b=True)
+        self.gather = ops.Gather()
+        self.maximum = ops.Maximum()
+        self.logical_and = ops.LogicalAnd()
+        self.select = ops.Select()
+        self.reshape = ops.Reshape()
+        self.cast = ops.Cast()
+
+    def construct(self, hidden: Tensor, logits: Tensor) -> Tensor:
+        """Return the logits with those of the trained tokens in their places."""
+        rows = self.cast(self.mindpet_delta_tokens_rows, hidden.dtype)
+        own = self.matmul(self.reshape(hidden, (-1, hidden.shape[-1])), rows)  # (positions, tokens)
+        spread = self.gather(own, self.maximum(self.mindpet_state_token_slots, 0), 1)  # (positions, vocab_size)
+        trained = self.logical_and(self.mindpet_state_token_slots >= 0, self.cast(self.scaling, mstype.float32) != 0.0)
+        return self.select(trained, self.cast(self.reshape(spread, logits.shape), logits.dtype), logits)
 
 
 def _check_tokens(token_indices: Any, vocab_size: int) -> None:

@@ -19,7 +19,7 @@ from mindspore import Tensor, nn, ops
 from mindpet.models._layers import Dense
 from mindpet.models._loading import file_name, load_parameters
 
-__all__ = ["CausalLM", "LayerPast", "Past", "Positions", "additive_mask", "append"]
+__all__ = ["CausalLM", "Head", "LayerPast", "Past", "Positions", "additive_mask", "append"]
 
 LayerPast = tuple[Tensor, Tensor, Tensor]
 Past = tuple[tuple[LayerPast, ...], Tensor]
@@ -87,6 +87,23 @@ class Positions(nn.Cell):
                 f"The sequence has {length} tokens, but this model takes at most {self.limit()}{beside}{self.reason}: "
                 "cut the texts."
             )
+
+
+class Head(Dense):
+    """The dense layer from hidden states to logits, whose weight may be the table of the words' embedding.
+
+    It then takes the rows of tokens that are trained there: a cell that is assigned to `tied_rows` is given the hidden
+    states (..., hidden) and the logits (..., vocab_size), and returns the logits with those of the trained tokens.
+    """
+
+    def __init__(self, width: int, words: int, spread: float) -> None:
+        super().__init__(width, words, spread, has_bias=False)
+        self.tied_rows: nn.Cell | None = None
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Map (..., hidden) to (..., vocab_size) in the dtype of `x`."""
+        logits = super().construct(x)
+        return logits if self.tied_rows is None else self.tied_rows(x, logits)
 
 
 class CausalLM(nn.Cell):
@@ -158,7 +175,7 @@ class CausalLM(nn.Cell):
         """Add the head, with the very Parameter of the embedding, under its name there, where the two are tied."""
         width, rows = embedding.embedding_size, embedding.vocab_size
         tied = self.config.tie_word_embeddings
-        self.lm_head = Dense(width, rows, 0.0 if tied else self.config.initializer_range, has_bias=False)
+        self.lm_head = Head(width, rows, 0.0 if tied else self.config.initializer_range)
         if tied:
             name = embedding.embedding_table.name
             self.lm_head.weight = embedding.embedding_table

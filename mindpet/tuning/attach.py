@@ -81,7 +81,7 @@ def get_peft_model(
         plan if one == plan.config else METHODS[one.method].plan(view, one, compute_dtype)
         for one, plan in zip(roomy, plans, strict=True)
     ]
-    _check_conflicts(larger)
+    _check_conflicts(view, larger)
     _check_reachable(network, view, larger)
     _carry_out(network, view, plans, larger, adapter_name)
     return network
@@ -166,8 +166,8 @@ def _check_fresh(network: nn.Cell) -> None:
         )
 
 
-def _check_conflicts(plans: Sequence[Plan]) -> None:
-    """Refuse two methods on one layer, and a method on a layer that is trained whole."""
+def _check_conflicts(view: Network, plans: Sequence[Plan]) -> None:
+    """Refuse two methods on one layer, also by a weight that it shares, and a method on a layer trained whole."""
     owners: dict[str, str] = {}
     for plan in plans:
         for path in (*plan.cells, *plan.feeds):
@@ -176,7 +176,14 @@ def _check_conflicts(plans: Sequence[Plan]) -> None:
                 raise InputError(
                     f"{path} is wanted by {other} and by {plan.config.method}; give each its own target_modules"
                 )
-
+    for plan in plans:
+        for parent in (place.parent for place, _ in plan.aids):
+            shared = next((path for path in owners if view.cells[path] is parent), None)
+            if shared:
+                raise InputError(
+                    f"{shared} is wanted by {owners[shared]}, and {plan.config.method} changes it too, as its weight is"
+                    " that of an embedding; leave it out of target_modules"
+                )
     for plan in plans:
         for saved in (path for match in plan.matches if match.field == "modules_to_save" for path in match.paths):
             inside = next((path for path in owners if path == saved or path.startswith(f"{saved}.")), None)

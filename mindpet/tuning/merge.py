@@ -238,7 +238,9 @@ def _plan(replacement: Replacement, holders: Mapping[int, list[tuple[nn.Cell, st
     changes = {}
     for attribute, wanted in exact.items():
         parameter = getattr(cell, attribute)
-        others = [other for holder, other in holders[id(parameter)] if holder is not cell]
+        others = [
+            other for holder, other in holders[id(parameter)] if holder is not cell and not _follows(holder, cell)
+        ]
         if others:
             raise InputError(
                 f"{parameter.name} of {path} is used by {others[0] or 'the network'} too, whose output merging would "
@@ -254,6 +256,12 @@ def _plan(replacement: Replacement, holders: Mapping[int, list[tuple[nn.Cell, st
     base_values = {attribute: base for attribute, (_, base, _) in changes.items()}
     rounded = {attribute: new for attribute, (_, _, new) in changes.items()}
     return _Planned(replacement, tuple(changes.values()), compare(replacement, base_values, rounded))
+
+
+def _follows(holder: Any, cell: Any) -> bool:
+    """Tell whether a head that is tied to an embedding computes with the rows that are trained there, merged or not."""
+    rows = getattr(getattr(holder, "tied_rows", None), "mindpet_delta_tokens_rows", None)
+    return rows is not None and rows is getattr(cell, "mindpet_delta_tokens_rows", None)
 
 
 def _refuse_above(planned: list[_Planned], tolerance: float | None) -> None:

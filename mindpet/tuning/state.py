@@ -96,7 +96,7 @@ class PeftState:
         configs: What was attached, in order; with several adapters, the active one's.
         replacements: The replaced layers, in the network's order.
         feeds: The prefix cells, in the network's order.
-        aids: Where the network's own cells hold further cells that prefixes need.
+        aids: Where the network's own cells hold further cells, such as prefixes and tied heads need.
         children: Names of further cells that hang on the network itself, such as a prefix encoder.
         parameters: All parameters by the names that they had after attaching. A cell that is put around the network
             later may rename them, and these names hold on.

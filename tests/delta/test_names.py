@@ -37,6 +37,7 @@ PATHS = {
         "PrefixEncoder",
         "PrefixLayer",
         "RDropLoss",
+        "TiedTokens",
         "TrainableTokensEmbedding",
         "VeRADense",
         "make_projection",

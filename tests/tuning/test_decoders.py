@@ -12,6 +12,7 @@ from mindpet.models.gpt2 import GPT2Config, GPT2LMHeadModel
 from mindpet.tuning.layers import Network
 from mindpet.tuning.placements import placement_of
 from mindpet.tuning.state import require_state
+from mindpet.utils.exceptions import InputError
 from tests.methods import CHANGES_THE_START, EVERY_METHOD, config_of, move_adapter
 
 SIZES = {"vocab_size": 19, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "initializer_range": 0.3}
@@ -22,13 +23,15 @@ GPT2 |= {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
 GLM = {"fused_gate": True, "interleaved": True, "rotated": 2, "qkv_bias": True}
 
 
-def small(kind):
+def small(kind, **fields):
     """Return a language model with random weights; keys and values of a decoder have fewer heads than its queries."""
     mindspore.set_seed(1)
     if kind == "gpt2":
-        network = GPT2LMHeadModel(GPT2Config(**GPT2))
+        network = GPT2LMHeadModel(GPT2Config(**GPT2 | fields))
     else:
-        network = DecoderForCausalLM(DecoderConfig(kind, **SIZES | (GLM if kind in ("glm", "chatglm") else {})))
+        network = DecoderForCausalLM(
+            DecoderConfig(kind, **SIZES | (GLM if kind in ("glm", "chatglm") else {}) | fields)
+        )
     return network.set_train(False)
 
 
@@ -62,6 +65,80 @@ def test_each_architecture_has_its_usual_places(kind):
     words = mindpet.get_peft_model(small(kind), mindpet.TrainableTokensConfig(token_indices=(1,)))
     (word,) = require_state(words).replacements
     assert word.path == ("transformer.wte" if kind == "gpt2" else "model.embed_tokens")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_all_linear_leaves_out_the_head(kind):
+    names = {"gpt2": ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]}.get(kind)
+    names = names or [f"self_attn.{name}_proj" for name in "qkvo"] + [
+        f"mlp.{name}_proj" for name in ("gate", "up", "down")
+    ]
+    network = mindpet.get_peft_model(small(kind), mindpet.LoraConfig(r=1, target_modules="all-linear"))
+    assert [item.path for item in require_state(network).replacements] == _layers(kind, *names)
+
+
+TOKENS = mindpet.TrainableTokensConfig(token_indices=(7, 3))
+
+
+def test_trained_tokens_reach_a_tied_head():
+    network, texts = small("gpt2"), batch_of([4, 7, 2, 5, 1])
+    plain = network(*texts).asnumpy()
+    mindpet.get_peft_model(network, TOKENS, max_tokens=4)
+    np.testing.assert_array_equal(network(*texts).asnumpy(), plain)
+    move_adapter(network)
+    adapted = network(*texts).asnumpy()
+    (rows,) = network.trainable_params()
+    assert mindspore.grad(Squared(network), None, [rows])(*texts)[0].asnumpy()[:2].any(1).all()
+
+    mindpet.merge(network)  # the rows are in the table, from which both ends read
+    np.testing.assert_allclose(network(*texts).asnumpy(), adapted, atol=1e-5)
+    mindpet.unmerge(network)
+    mindpet.disable_adapter(network)
+    np.testing.assert_array_equal(network(*texts).asnumpy(), plain)
+    mindpet.enable_adapter(network)
+    mindpet.add_adapter(network, "other", mindpet.TrainableTokensConfig(token_indices=(11,)))
+    mindpet.set_adapter(network, "other")
+    move_adapter(network)
+    changed = np.flatnonzero(network(*texts).asnumpy()[0, 0] != plain[0, 0])
+    assert changed.tolist() == [11]
+    mindpet.unload(network)
+    np.testing.assert_array_equal(network(*texts).asnumpy(), plain)
+
+
+@pytest.mark.slow
+def test_trained_tokens_reach_a_tied_head_in_a_graph():
+    network, texts = small("llama", tie_word_embeddings=True), batch_of([4, 7, 2, 5, 1])
+    plain = network(*texts).asnumpy()
+    move_adapter(mindpet.get_peft_model(network, TOKENS))
+    adapted = network(*texts).asnumpy()
+    assert np.flatnonzero(adapted[0, 0] != plain[0, 0]).tolist() == [3, 7]
+    mindspore.set_context(mode=mindspore.GRAPH_MODE)
+    np.testing.assert_allclose(network(*texts).asnumpy(), adapted, atol=1e-5)
+
+
+def test_a_head_that_trained_tokens_reach_takes_no_other_method():
+    lora = mindpet.LoraConfig(r=1, target_modules=["lm_head"])
+    with pytest.raises(InputError, match=r"lm_head is wanted by lora, and tokens changes it too.*leave it out"):
+        mindpet.get_peft_model(small("gpt2"), [TOKENS, lora])
+    mindpet.get_peft_model(small("llama"), [TOKENS, lora])
+
+
+class Own(nn.Cell):
+    """A language model of a user's own, whose head is the table of its words."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(19, 4)
+        self.inner = nn.Dense(4, 4)
+        self.to_words = nn.Dense(4, 19, has_bias=False)
+        self.to_words.weight = self.words.embedding_table
+
+
+def test_the_tied_head_of_another_network_is_found():
+    network = mindpet.get_peft_model(Own(), mindpet.LoraConfig(r=1, target_modules="all-linear"))
+    assert [item.path for item in require_state(network).replacements] == ["inner"]
+    with pytest.raises(InputError, match=r"words shares its table with to_words.*attribute tied_rows"):
+        mindpet.get_peft_model(Own(), TOKENS.model_copy(update={"target_modules": ["words"]}))
 
 
 def test_a_network_around_one_has_the_places_of_its_paths():

@@ -23,7 +23,8 @@ class Plan:
         config: The configuration.
         cells: The new cell for each layer that is replaced, by the layer's path.
         feeds: The prefix cell for each attention that is fed, by the attention's path.
-        aids: Further cells that prefixes need, each with the place in a cell of the network where it hangs.
+        aids: Further cells, such as prefixes and tied heads need, each with the place in a cell of the network where it
+            hangs.
         children: Further cells that hang on the network itself, by their name there.
         trained: Names of the network's own parameters that are trained and saved.
         matches: What the entries of the configuration have matched.

@@ -16,7 +16,7 @@ from mindpet.delta.lora_conv2d import LoRAConv2d
 from mindpet.delta.lora_embedding import LoRAEmbedding
 from mindpet.delta.low_rank_adapter import LowRankAdapterDense
 from mindpet.delta.pissa import PiSSADense
-from mindpet.delta.trainable_tokens import TrainableTokensEmbedding
+from mindpet.delta.trainable_tokens import TiedTokens, TrainableTokensEmbedding
 from mindpet.delta.vera import VeRADense, make_projection
 from mindpet.tuning.config import (
     AdapterConfig,
@@ -26,8 +26,10 @@ from mindpet.tuning.config import (
     TrainableTokensConfig,
     VeraConfig,
 )
+from mindpet.tuning.heads import find_output_layers, find_sharers
 from mindpet.tuning.layers import Network, view_layer
 from mindpet.tuning.placements import Placement, placement_of
+from mindpet.tuning.places import Place
 from mindpet.tuning.plans.plan import Plan, find_biases, start_plan
 from mindpet.tuning.targets import ALL_LINEAR, TargetMatch, match_keys, match_targets
 from mindpet.utils.exceptions import InputError
@@ -106,6 +108,15 @@ def plan_tokens(network: Network, config: TrainableTokensConfig, compute_dtype: 
         compute_dtype,
         lambda path, embedding, dtype: TrainableTokensEmbedding.from_embedding(embedding, config.token_indices),
     )
+    for path in paths:
+        for other, cell in find_sharers(network, path).items():
+            if not hasattr(cell, "tied_rows"):
+                raise InputError(
+                    f"{path} shares its table with {other or 'the network itself'}, which trained tokens would have to"
+                    " reach; give that cell the attribute tied_rows as mindpet.delta.TiedTokens says, or each of the"
+                    " two a weight of its own"
+                )
+            plan.aids.append((Place(cell, "tied_rows"), TiedTokens(plan.cells[path])))
     return plan
 
 
@@ -190,9 +201,17 @@ def _targets(
     paths = dense if paths is None else paths
     if given == ALL_LINEAR:
         saved = [path for match in plan.matches for path in match.paths]
-        found = tuple(path for path in dense if not any(path == one or path.startswith(f"{one}.") for one in saved))
+        left_out = find_output_layers(network)
+        found = tuple(
+            path
+            for path in dense
+            if path not in left_out and not any(path == one or path.startswith(f"{one}.") for one in saved)
+        )
         if not found:
-            raise InputError(f"target_modules: {ALL_LINEAR!r} matches no {_DENSE} outside modules_to_save; give names")
+            raise InputError(
+                f"target_modules: {ALL_LINEAR!r} matches no {_DENSE} outside modules_to_save and a language model's"
+                " output layer; give names"
+            )
         matches = [TargetMatch(method, "target_modules", ALL_LINEAR, found)]
     else:
         entries = usual(placement_of(network)) if given is None else given

@@ -13,6 +13,7 @@ from mindspore import Tensor, nn
 from safetensors.numpy import load_file, save_file
 
 import mindpet
+from mindpet.models.gpt2 import GPT2Config, GPT2LMHeadModel
 from mindpet.tuning.exchange.report import UnverifiedAdapterWarning
 from mindpet.utils.exceptions import InputError
 from tests.tuning.exchange.damage import CONFIG, TENSORS, read_config, write_config
@@ -366,6 +367,10 @@ def table(tmp_path):
     return nn.SequentialCell(nn.Embedding(7, 4, embedding_table="zeros"))
 
 
+def tied(tmp_path):
+    return GPT2LMHeadModel(GPT2Config(vocab_size=7, n_positions=4, n_embd=4, n_layer=1, n_head=1))
+
+
 def stack(tmp_path):
     return Stack()
 
@@ -373,6 +378,7 @@ def stack(tmp_path):
 SCALES = numbers({"first.ia3_l": (8, 1), "second.ia3_l": (1, 8)})
 VECTORS = numbers({"first.vera_lambda_b": (8,), "first.vera_lambda_d": (2,)})
 ROWS = numbers({"0.trainable_tokens_delta": (2, 4)})
+TIED_ROWS = numbers({"transformer.wte.trainable_tokens_delta": (2, 4), "lm_head.trainable_tokens_delta": (2, 4)})
 BAD_METHODS = {
     "IA3 without its inner layers": (
         stack,
@@ -401,6 +407,12 @@ BAD_METHODS = {
     ),
     "a token twice": (table, TOKENS | {"token_indices": [3, 3]}, ROWS, "`token_indices` is a list with 3 twice"),
     "more tokens than rows": (table, TOKENS | {"token_indices": [3, 1, 2]}, ROWS, r"delta is \[2, 4\]"),
+    "other tokens of a tied head": (
+        tied,
+        TOKENS | {"target_modules": ["wte"]},
+        TIED_ROWS,
+        r"lm_head.trainable_tokens_delta is not what base_model.model.transformer.wte.trainable_tokens_delta has",
+    ),
     "no prompt": (bert, PREFIX, {"base_model.x": np.ones(1, np.float32)}, "prompt_embeddings is missing"),
     "a prompt of other tokens": (bert, PREFIX | {"num_virtual_tokens": 3}, PROMPT, r"prompt_embeddings is \[2, 24\]"),
     "a prompt for more layers": (bert, PREFIX | {"num_layers": 2}, PROMPT, "it is for 2 layers"),

@@ -406,6 +406,7 @@ def languages(tmp_path_factory):
         num_attention_heads=6,
         num_key_value_heads=2,
         initializer_range=0.2,
+        tie_word_embeddings=True,
     )
     folder = tmp_path_factory.mktemp("languages")
     for config in (gpt2, llama):
@@ -413,7 +414,7 @@ def languages(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("method", [LORA, IA3, PREFIX])
+@pytest.mark.parametrize("method", [LORA, IA3, PREFIX, TOKENS])
 @pytest.mark.parametrize("architecture", LANGUAGE)
 def test_language_models_exchange_too(tmp_path, languages, architecture, method):
     import peft
@@ -425,6 +426,7 @@ def test_language_models_exchange_too(tmp_path, languages, architecture, method)
         LORA: {"r": 3, "target_modules": targets, "fan_in_fan_out": architecture == "gpt2"},
         IA3: {"target_modules": targets, "feedforward_modules": [inner], "fan_in_fan_out": architecture == "gpt2"},
         PREFIX: {"num_virtual_tokens": 3},
+        TOKENS: {"token_indices": [9, 2, 60]},
     }[method]
     model = transformers.AutoModelForCausalLM.from_pretrained(languages / architecture)
     model = peft.get_peft_model(model, getattr(peft, method)(**fields, task_type="CAUSAL_LM")).eval()

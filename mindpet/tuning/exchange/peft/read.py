@@ -110,6 +110,7 @@ def _read_prompt(source: Source) -> tuple[PeftConfig, dict[str, HostTensor], set
 
 def _read_layers(source: Source) -> tuple[PeftConfig, dict[str, HostTensor], set[str]]:
     family = FAMILIES[source.config["peft_type"]]
+    source, copies = tokens.set_copies_aside(source) if family is tokens.FAMILY else (source, set())
     source.check_keys((*family.fields, *family.idle), family.fixed)
     saved = find_saved(source)
     adapted = find_adapted(source, family.candidates(source.network))
@@ -120,6 +121,7 @@ def _read_layers(source: Source) -> tuple[PeftConfig, dict[str, HostTensor], set
         fields["modules_to_save"] = tuple(saved)
     config = source.make_config(family.config, target_modules=pin(adapted, family.candidates(source.network)), **fields)
     tensors, used = _read_leaves(source, family, config, adapted)
+    used |= copies
     if isinstance(config, VeraConfig):
         used |= vera.check_pair(source, config, adapted)
     own, own_used = read_own_tensors(source, saved, adapted, getattr(config, "bias", "none"))

@@ -121,6 +121,8 @@ def _as_layers(adapter: ActiveAdapter, family: Family) -> Content:
             tensors[f"{PREFIX}{path}.{leaf.theirs}"] = HostTensor(tensor.values.reshape(leaf.shape), tensor.dtype)
     if isinstance(config, VeraConfig):
         tensors |= _read_pair(adapter, paths[0], vera.make_pair(config, layers))
+    if family is tokens.FAMILY:
+        tensors |= tokens.copy_for_heads(adapter.view, tensors)
     tensors |= _write_own(adapter, paths, getattr(config, "bias", "none"), PREFIX)
     content = {"peft_type": family.peft_type} | _write_common(adapter, needs_task=False)
     if family is tokens.FAMILY:
