@@ -11,7 +11,7 @@ from mindpet.delta.pissa import PiSSADense
 from mindpet.delta.prefix_layer import PrefixLayer
 from mindpet.delta.ptuning2 import PrefixEncoder
 from mindpet.delta.r_drop import RDropLoss, rdrop_repeat
-from mindpet.delta.trainable_tokens import TiedTokens, TrainableTokensEmbedding
+from mindpet.delta.trainable_tokens import TrainableTokensEmbedding
 from mindpet.delta.vera import VeRADense, make_projection
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "PrefixEncoder",
     "PrefixLayer",
     "RDropLoss",
-    "TiedTokens",
     "TrainableTokensEmbedding",
     "VeRADense",
     "make_projection",

@@ -60,7 +60,7 @@ class PeftConfig(BaseModel):
     - A list. An entry is a cell's name (`query`), the end of its path (`attention.self.query`) or a pattern with `*`,
       `?` or `[...]` for either (`layer.[0-5].*.query`).
     - A string of letters, digits, `_` and dots: a name or the end of a path.
-    - 'all-linear': every dense layer outside `modules_to_save`.
+    - 'all-linear': every dense layer outside `modules_to_save`, without a language model's output layer.
     - Any other string: a regular expression for the whole path, as in PEFT.
 
     Every entry must match something.
@@ -334,7 +334,8 @@ class VeraConfig(PeftConfig):
 class TrainableTokensConfig(PeftConfig):
     """A few tokens of chosen embeddings are trained, the others stay as they are.
 
-    The trained rows start as the table's own, so that the network's output does not change.
+    The trained rows start as the table's own, so that the network's output does not change. A head that is tied to the
+    embedding computes with them too (`mindpet.delta.trainable_tokens.TiedTokens`); one that cannot is refused.
 
     Attributes:
         token_indices: The tokens, each once.

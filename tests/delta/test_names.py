@@ -37,7 +37,6 @@ PATHS = {
         "PrefixEncoder",
         "PrefixLayer",
         "RDropLoss",
-        "TiedTokens",
         "TrainableTokensEmbedding",
         "VeRADense",
         "make_projection",

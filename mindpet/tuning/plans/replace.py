@@ -109,14 +109,7 @@ def plan_tokens(network: Network, config: TrainableTokensConfig, compute_dtype: 
         lambda path, embedding, dtype: TrainableTokensEmbedding.from_embedding(embedding, config.token_indices),
     )
     for path in paths:
-        for other, cell in find_sharers(network, path).items():
-            if not hasattr(cell, "tied_rows"):
-                raise InputError(
-                    f"{path} shares its table with {other or 'the network itself'}, which trained tokens would have to"
-                    " reach; give that cell the attribute tied_rows as mindpet.delta.TiedTokens says, or each of the"
-                    " two a weight of its own"
-                )
-            plan.aids.append((Place(cell, "tied_rows"), TiedTokens(plan.cells[path])))
+        _reach_heads(plan, network, path)
     return plan
 
 
@@ -249,6 +242,18 @@ def _replace(
         if scaled is not None:
             hold_scale(scaled)
         plan.cells[path] = cell
+
+
+def _reach_heads(plan: Plan, network: Network, path: str) -> None:
+    """Let the trained rows of an embedding reach each head that is tied to its table."""
+    for other, cell in find_sharers(network, path).items():
+        if not hasattr(cell, "tied_rows"):
+            raise InputError(
+                f"{path} shares its table with {other or 'the network itself'}, which trained tokens would have to"
+                " reach; give that cell the attribute tied_rows, as mindpet.delta.trainable_tokens.TiedTokens says, or"
+                " each of the two a weight of its own"
+            )
+        plan.aids.append((Place(cell, "tied_rows"), TiedTokens(plan.cells[path])))
 
 
 def _name_by_path(path: str, cell: nn.Cell, original: nn.Cell) -> None:
