@@ -14,6 +14,7 @@ from mindspore import dtype as mstype
 from mindpet.delta import AdapterLayer, LoRADense, LowRankAdapterLayer, _reference
 from mindpet.delta._cases import central_differences
 from tests.delta.layers import INPUTS, LAYERS, NUMPY, OUTPUTS, Probed, Side, random_input, randomise, values_of
+from tests.scale import REPETITION
 
 _SHAPES = {"n": (5,), "b_s": (2, 3), "b_s_t": (2, 1, 3)}
 # (input dtype, compute dtype, dtype of the added parameters): float16 keeps 11 bits, so that values of a few units
@@ -36,9 +37,18 @@ def _variants(layer, compute_dtype, param_init_type):
     ]
 
 
+# A graph of all layers takes seconds to compile: the fast tests have each dtype and each shape once.
+_IN_GRAPHS = (("float32", "n"), ("float16", "b_s_t"), ("mixed", "b_s"))
+
+
 @pytest.mark.parametrize(
-    ("dtypes", "leading"),
-    [*itertools.product(("float32", "float16"), _SHAPES), ("mixed", "b_s")],
+    ("mode", "dtypes", "leading"),
+    [
+        pytest.param(mode, *case, marks=REPETITION if mode == "graph" and case not in _IN_GRAPHS else [])
+        for mode in ("graph", "pynative")
+        for case in (*itertools.product(("float32", "float16"), _SHAPES), ("mixed", "b_s"))
+    ],
+    indirect=["mode"],
 )
 def test_outputs_follow_the_formula(mode, dtypes, leading):
     input_dtype, compute_dtype, param_init_type, tolerance = _DTYPES[dtypes]
@@ -114,6 +124,7 @@ def test_gradients_follow_finite_differences(mode):
     np.testing.assert_allclose(by_input, total_by_input, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("mode", [pytest.param("graph", marks=REPETITION), "pynative"], indirect=True)
 def test_gradients_in_float16_are_those_in_float32_to_two_percent(mode):
     """Relative to the largest entry of each gradient: float16 rounds each of the few products to one in 2,000."""
     by_dtype = []

@@ -21,6 +21,7 @@ from mindpet.train.loop import Position
 from mindpet.train.resume import Origin, SavedRun, read_run, write_run
 from mindpet.train.settings import FinetuneSettings
 from mindpet.utils.exceptions import InputError
+from tests.scale import REPETITION
 from tests.tiny import write_bert, write_task
 
 QUIET = Console(quiet=True)
@@ -78,7 +79,7 @@ def _assert_same_run(one, other):
 @pytest.mark.parametrize(
     ("changes", "stop"),
     [
-        ({}, 4),
+        pytest.param({}, 4, marks=REPETITION),
         ({"lora_dropout": 0.1, "dropout": 0.1, "r_drop": 4.0}, STEPS_PER_EPOCH),
         ({"dtype": "float16", "lora_dropout": 0.1}, STEPS_PER_EPOCH + 2),
     ],
@@ -227,16 +228,7 @@ def test_moved_folders_may_be_resumed(copy):
     assert not settings.keys() & {"resume", "overwrite"}
 
 
-def test_what_a_killed_process_left_is_removed(copy):
-    (copy / "run" / ".0123.tmp").write_text("half a state")
-    with (copy / "run" / "log.jsonl").open("a") as log:
-        log.write('{"step": 3, "epo')
-    assert finetune(FinetuneSettings(out=copy / "run", resume=True), QUIET).finished
-    assert not list((copy / "run").glob(".*"))
-    assert len(_entries(copy / "run")) == 2 * (STEPS_PER_EPOCH + 1)
-
-
-@pytest.mark.parametrize("left", ["nothing", "settings", "an empty folder"])
+@pytest.mark.parametrize("left", [pytest.param("nothing", marks=REPETITION), "settings", "an empty folder"])
 def test_a_run_that_was_killed_before_its_first_state_begins_anew(copy, left, capsys):
     run = copy / "run"
     (run / "resume.safetensors").unlink()
@@ -272,9 +264,16 @@ def test_a_finished_run_is_evaluated_only(monkeypatch, copy, capsys):
     ]
 
 
-def test_the_parts_of_a_run_count_together(copy):
+def test_what_a_killed_process_left_is_removed_and_the_parts_of_a_run_count_together(copy):
     before = [json.loads(line)["seconds"] for line in (copy / "run" / "log.jsonl").read_text().splitlines()]
-    metrics = finetune(FinetuneSettings(out=copy / "run", resume=True), QUIET).metrics
+    (copy / "run" / ".0123.tmp").write_text("half a state")
+    with (copy / "run" / "log.jsonl").open("a") as log:
+        log.write('{"step": 3, "epo')
+    outcome = finetune(FinetuneSettings(out=copy / "run", resume=True), QUIET)
+    assert outcome.finished
+    assert not list((copy / "run").glob(".*"))
+    assert len(_entries(copy / "run")) == 2 * (STEPS_PER_EPOCH + 1)
+    metrics = outcome.metrics
     lines = [json.loads(line) for line in (copy / "run" / "log.jsonl").read_text().splitlines()]
     seconds = [line["seconds"] for line in lines if "loss" in line]
     assert seconds[:2] == before
