@@ -9,8 +9,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 # MindSpore 2.10's SoftmaxGrad has, very rarely and on a loaded machine, given a wrong row sum in PyNative mode, where
-# threads of its own run beside Python's (two tests of one run out of dozens, never in graph mode). A defect of ours fails
-# again; what was run again stands as "rerun" in the summary.
+# threads of its own run beside Python's (two tests of one run out of dozens, never in graph mode). A defect of ours
+# fails again; what was run again stands as "rerun" in the summary.
 _ONCE_MORE = pytest.mark.flaky(reruns=1, only_rerun="AssertionError")
 
 
