@@ -104,9 +104,11 @@ def _tokens(served: Served, prompt: str, writing: Writing) -> np.ndarray:
 
 
 def _ends(served: Served) -> list[int]:
-    """Return the tokens that end a text: the tokenizer's, and the model's own one or several."""
-    found = (served.network.config.eos_token_id, served.tokenizer.eos_id)
-    return sorted({int(token) for one in found if one is not None for token in np.atleast_1d(one)})
+    """Return the tokens that end a text: the tokenizer's, and the model's own one or several, if it can write them."""
+    config = served.network.config
+    found = (config.eos_token_id, served.tokenizer.eos_id)
+    tokens = {int(token) for one in found if one is not None for token in np.atleast_1d(one)}
+    return sorted(token for token in tokens if token < config.vocab_size)
 
 
 def _before(row: np.ndarray, ends: Sequence[int]) -> np.ndarray:
