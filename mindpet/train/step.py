@@ -11,6 +11,7 @@ from mindspore import dtype as mstype
 
 from mindpet.train.losses import ClassificationLoss
 from mindpet.train.ranks import ALONE, Ranks
+from mindpet.train.repeats import share_equal_layers
 from mindpet.utils.dropout import Dropout
 from mindpet.utils.names import STATE_MARK
 
@@ -89,6 +90,7 @@ class TrainStep:
         self._network = network
         self._optimizer = optimizer
         self._ranks = ranks
+        self._shapes: set[tuple[tuple[int, ...], ...]] = set()
         self._count = Parameter(Tensor(0, mstype.int32), name=f"{STATE_MARK}step", requires_grad=False)
         self._prepare_dropouts(seed)
 
@@ -105,7 +107,7 @@ class TrainStep:
     def __call__(self, batch: Any) -> StepOutcome:
         """Take one step on `batch`, of which a rank computes its rows only."""
         *inputs, _ = self._ranks.part_of(batch)
-        outputs = self.cell(*map(Tensor, inputs), Tensor(self._ranks.weight_of(batch), mstype.float32))
+        outputs = self._run(*map(Tensor, inputs), Tensor(self._ranks.weight_of(batch), mstype.float32))
         if self._scales_loss:
             loss, overflow, scale = (output.asnumpy() for output in outputs)
             outcome = StepOutcome(self._ranks.mean(float(loss)), bool(overflow), float(scale))
@@ -113,6 +115,16 @@ class TrainStep:
             outcome = StepOutcome(self._ranks.mean(float(outputs.asnumpy())), skipped=False, loss_scale=1.0)
         self._count.set_data(Tensor(int(self._count.asnumpy()) + 1, mstype.int32))
         return outcome
+
+    def _run(self, *inputs: Tensor) -> Any:
+        """Run the step, which compiles a graph for each new shape of its inputs."""
+        shapes = tuple(tuple(tensor.shape) for tensor in inputs)
+        if shapes in self._shapes:
+            return self.cell(*inputs)
+        with share_equal_layers(self._network):
+            outputs = self.cell(*inputs)
+        self._shapes.add(shapes)
+        return outputs
 
     def state(self) -> dict[str, Parameter]:
         """Return everything that a step changes, by name.
