@@ -14,9 +14,12 @@ from mindpet.delta.dora import DoRADense
 from mindpet.delta.lora import LoRADense
 from mindpet.delta.low_rank_adapter import LowRankAdapterDense
 from mindpet.kernels.switch import missing
+from mindpet.models.bert import BertForSequenceClassification
 from mindpet.tuning.accelerate import plain_class
+from mindpet.tuning.exchange.merged import write_merged_model
 from mindpet.tuning.registry import METHODS
 from tests.methods import batch, config_of, move_adapter, small_bert
+from tests.tiny import write_bert
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no native kernels here: {missing()}")
 
@@ -244,6 +247,42 @@ def test_what_an_accelerated_network_saves_a_plain_one_loads_and_the_other_way_r
         mindpet.save_adapter(saved, tmp_path / str(saves))
         mindpet.load_adapter(loaded, tmp_path / str(saves))  # its probe compares the outputs too
         assert_close([loaded(*batch()).asnumpy()], [saved(*batch()).asnumpy()])
+
+
+def read_and_attached(folder):
+    """Return a BERT that was read from a folder, with a moved LoRA and a trained head."""
+    mindspore.set_seed(1)
+    network = BertForSequenceClassification.from_pretrained(folder, num_labels=3)
+    mindpet.get_peft_model(network, config_of("lora", modules_to_save=["classifier"]))
+    move_adapter(network)
+    return network
+
+
+WRITERS = {
+    "an adapter of PEFT": lambda network, source, out: mindpet.export_adapter(network, out),
+    "a merged model": lambda network, source, out: write_merged_model(network, source, out),
+    "a checkpoint": lambda network, source, out: mindspore.save_checkpoint(network, str(out / "all.ckpt")),
+}
+
+
+def test_everything_that_is_written_is_what_a_plain_network_writes(tmp_path):
+    source = write_bert(tmp_path / "base")
+    plain, native = read_and_attached(source), read_and_attached(source)
+    assert accelerate(native).replaced
+    for name, write in WRITERS.items():
+        contents = []
+        for network in (plain, native):
+            out = tmp_path / f"{name} {len(contents)}"
+            out.mkdir()
+            write(network, source, out)
+            contents.append({file.name: file.read_bytes() for file in out.iterdir()})
+        assert contents[0] == contents[1], name
+        assert contents[0], name
+    restored = read_and_attached(source)
+    accelerate(restored)
+    move_adapter(restored, seed=5)
+    mindspore.load_checkpoint(str(tmp_path / "a checkpoint 1" / "all.ckpt"), restored)
+    assert_close([restored(*batch()).asnumpy()], [plain(*batch()).asnumpy()])
 
 
 def test_methods_are_attached_to_an_accelerated_network():
