@@ -22,6 +22,7 @@ from mindpet.kernels.switch import LIBRARY
 __all__ = [
     "attention",
     "dense_frozen",
+    "dense_trained",
     "gelu",
     "gelu_tanh",
     "layer_norm",
@@ -221,6 +222,29 @@ def _dense_operations(suffix: str) -> tuple[Any, Any, Any]:
 
 _dense, _biased, _shifted = _dense_operations("")
 _dense_bf16, _biased_bf16, _shifted_bf16 = _dense_operations("_bf16")
+
+
+_dense_back = _operation("dense_back", 2)
+_weight_back = _operation("weight_back", 2)
+
+
+def _trained_bprop(x: Tensor, weight: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+    return _dense_back(dout, weight), _weight_back(dout, x)
+
+
+def _trained_biased_bprop(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+    return _dense_back(dout, weight), _weight_back(dout, x), _bias_back(dout)
+
+
+_trained = _operation("dense_trained", 2, 1, _trained_bprop)
+_trained_biased = _operation("dense_trained_biased", 3, 1, _trained_biased_bprop)
+
+
+def dense_trained(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As `kernels.dense_trained`."""
+    if bias is None:
+        return _trained(x, weight.astype(_FLOAT))
+    return _trained_biased(x, weight.astype(_FLOAT), bias.astype(_FLOAT))
 
 
 def _lora_operations() -> tuple[Any, Any, Any]:

@@ -25,6 +25,7 @@ __all__ = [
     "cross_entropy",
     "dense",
     "dense_frozen",
+    "dense_trained",
     "gelu",
     "gelu_tanh",
     "layer_norm",
@@ -184,6 +185,22 @@ def dense_frozen(x: Tensor, weight: Tensor, bias: Tensor | None = None, trains_b
     if kind == "off":
         return plain.dense_frozen(x, weight, bias, trains_bias)
     return native.dense_frozen(x, weight, bias, trains_bias, kind)
+
+
+def dense_trained(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute `dense` for a weight that is trained; products are in float32 with the kernels 'bf16' too.
+
+    Args:
+        x: Float tensor (..., inputs).
+        weight: (outputs, inputs), any float dtype.
+        bias: (outputs,), any float dtype, or None for no bias.
+
+    Returns:
+        A tensor (..., outputs) of the dtype of `x`.
+    """
+    if native_kind(x.dtype) == "off":
+        return plain.dense_trained(x, weight, bias)
+    return native.dense_trained(x, weight, bias)
 
 
 def lora_dense(

@@ -5,7 +5,7 @@ Parameters goes on as before: merging, switching, files, optimizers, wrappers, c
 of a weight, so that a value that changes is seen at the next call.
 
 A twin asks what its class cannot tell when it is compiled, and in PyNative mode at each call: whether its weight is
-still frozen, its primitives are those of its class and the native kernels are in use. Otherwise it computes as its
+trained, its primitives are those of its class and the native kernels are in use. Otherwise it computes as its
 class does.
 """
 
@@ -63,11 +63,10 @@ class AccelerationReport:
 def accelerate(network: nn.Cell) -> AccelerationReport:
     """Let the cells of a network compute by native kernels where these give the same result faster.
 
-    That serves a stand-alone CPU and float32. Replaced are dense layers whose weight is frozen (nn.Dense, those of
-    mindpet.models, and the layers that LoRA, adapters, IA3 and VeRA put in their place; a bias may be trained),
-    nn.LayerNorm and GELU. Outputs and gradients are those of the plain cells, up to rounding: 1e-5 with the kernels
-    'f32', 1e-2 with 'bf16'. For a frozen weight nothing is computed or kept in the backward pass; who asks for its
-    gradient all the same gets zeros.
+    That serves a stand-alone CPU and float32. Replaced are dense layers (nn.Dense and those of mindpet.models, and with
+    a frozen weight the layers that LoRA, adapters, IA3 and VeRA put in their place), nn.LayerNorm and GELU. Outputs and
+    gradients are those of the plain cells, up to rounding: 1e-5 with the kernels 'f32', 1e-2 with 'bf16'. For a frozen
+    weight nothing is computed or kept in the backward pass; who asks for its gradient all the same gets zeros.
 
     The network, its cells and its Parameters stay the same objects, and everything may be done to it as before. Where a
     weight trains again, a primitive is exchanged or sharded, or the kernels are switched off, the twin computes as the
@@ -176,8 +175,8 @@ class _NativeGELU(_Twin):
         return isinstance(self, nn.GELU) and self.approximate == "none"
 
 
-class _FrozenDense(_Twin):
-    """A dense layer without delta: rows weight^T + bias, then the activation on rows as nn.Dense has it."""
+class _NativeDense(_Twin):
+    """A dense layer without delta, frozen or trained: rows weight^T + bias, then nn.Dense's activation on rows."""
 
     computes_as_dense = True
 
@@ -189,10 +188,17 @@ class _FrozenDense(_Twin):
         if not self.is_native or native_kind(x.dtype) == "off":
             return self.plain(x)
         rows = x.reshape((-1, x.shape[-1]))
-        output = kernels.dense_frozen(rows, self.weight, self.bias, self.trains_bias)
+        if self.trains_weight:
+            output = kernels.dense_trained(rows, self.weight, self.bias)
+        else:
+            output = kernels.dense_frozen(rows, self.weight, self.bias, self.trains_bias)
         if self.activation_flag:
             output = self.activation(output)
         return output.reshape(x.shape[:-1] + (output.shape[-1],))  # noqa: RUF005, graph mode knows only +
+
+    @property
+    def trains_weight(self: Any) -> bool:
+        return self.weight.requires_grad
 
     @property
     def trains_bias(self: Any) -> bool:
@@ -204,7 +210,7 @@ class _FrozenBase(_Twin):
 
     @staticmethod
     def obstacle(cell: Any) -> str:
-        return _obstacle_of_product(cell)
+        return "its weight is trained" if cell.weight.requires_grad else _obstacle_of_product(cell)
 
     def base_product(self: Any, rows: Tensor) -> Tensor:
         if not self.is_native or native_kind(rows.dtype) == "off":
@@ -245,7 +251,7 @@ def _find_twin(kind: type[nn.Cell]) -> Any:
         return None if own else _FrozenBase
     if issubclass(kind, nn.Dense):
         plain = kind.construct is nn.Dense.construct or getattr(kind, "computes_as_dense", False) is True
-        return _FrozenDense if plain else None
+        return _NativeDense if plain else None
     if kind is nn.LayerNorm:
         return _NativeLayerNorm
     return _NativeGELU if kind in (nn.GELU, GELU) else None
@@ -265,8 +271,6 @@ def _child_of(kind: type[nn.Cell], twin: type[_Twin]) -> type[nn.Cell]:
 
 def _obstacle_of_product(cell: Any) -> str:
     """Say why rows weight^T + bias cannot be computed natively; nothing where it can."""
-    if cell.weight.requires_grad:
-        return "its weight is trained"
     multiplied_in = getattr(cell, "compute_dtype", None) or getattr(cell, "dtype", None) or cell.weight.dtype
     if multiplied_in != mindspore.float32:
         return f"it multiplies in {multiplied_in}, and native kernels in Float32"

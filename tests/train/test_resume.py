@@ -107,7 +107,7 @@ def test_native_kernels_train_as_plain_ones_and_are_named_and_kept(task, capsys,
     for kind in ("off", "f32"):
         outcome = finetune(_settings(task, kind, epochs=1, kernels=kind), Console(stderr=True))
         assert yaml.safe_load((task / kind / "settings.yaml").read_text())["kernels"] == kind
-        assert ("kernels f32: native 2 LoRADense, 4 Dense" in capsys.readouterr().err) == (kind == "f32")
+        assert ("kernels f32: native 2 LoRADense, 5 Dense" in capsys.readouterr().err) == (kind == "f32")
         assert type(outcome.task.network.bert.encoder.layer[0].attention.self.query) is LoRADense
         losses.append([entry["loss"] for entry in _entries(task / kind) if "loss" in entry])
     np.testing.assert_allclose(*losses, rtol=1e-4)

@@ -134,11 +134,22 @@ def test_a_twin_computes_as_its_layer_and_hands_nothing_to_the_frozen_weight(nam
 
 
 def assert_calls_kernels(cell, mode, monkeypatch):
-    for kernel in ("dense_frozen", "lora_dense", "layer_norm", "gelu", "gelu_tanh"):
+    for kernel in ("dense_frozen", "dense_trained", "lora_dense", "layer_norm", "gelu", "gelu_tanh"):
         monkeypatch.setattr(kernels, kernel, None)
     if mode == "pynative":
         with pytest.raises(TypeError, match="not callable"):
             cell(ops.ones((1, INPUTS)))
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_dense_layer_that_is_trained_whole(mode, has_bias, monkeypatch):
+    cell = nn.Dense(INPUTS, OUTPUTS, has_bias=has_bias)
+    randomise(cell)
+    parameters = mindspore.ParameterTuple(cell.trainable_params())
+    expected = numbers(cell, parameters)
+    assert accelerate(cell).replaced
+    assert_close(numbers(cell, parameters), expected)
+    assert_calls_kernels(cell, mode, monkeypatch)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -389,7 +400,7 @@ def decomposed():
 
 
 LEFT = {
-    "its weight is trained": lambda: nn.Dense(INPUTS, OUTPUTS),
+    "its weight is trained": lora,
     "its primitive matmul is sharded": sharded,
     "its primitive matmul was exchanged": exchanged,
     "its weight has the shape (inputs, outputs)": transposed,

@@ -103,6 +103,11 @@ inline void dense_back(const float* dy, const float* weight, float* dx, long row
   product(rows, inputs, base, NOTHING, dx);
 }
 
+// dweight = dy^T x, for a weight that is trained.
+inline void weight_back(const float* dy, const float* x, float* dweight, long rows, long outputs, long inputs) {
+  product(outputs, inputs, Term<FloatTiles>{transposed(dy, outputs), row_major(x, inputs), rows}, NOTHING, dweight);
+}
+
 // sums[columns] = dy summed over its rows: the gradient of a bias that is trained beside a frozen weight.
 inline void bias_back(const float* dy, float* sums, long rows, long columns) {
   for_rows_with_sums(rows, columns, {sums}, [&](long row, float* part) {

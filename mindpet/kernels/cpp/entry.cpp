@@ -18,7 +18,7 @@ using mindpet::KeepingKernels;
 using mindpet::RotarySizes;
 
 // To be raised, here and in switch.py, when a function takes other inputs or outputs than before.
-constexpr int INTERFACE = 3;
+constexpr int INTERFACE = 4;
 
 // A call: what `in` and `out` count is the place among inputs and outputs together; a negative one counts from the end.
 struct Call {
@@ -174,6 +174,8 @@ MINDPET_OPERATION(dense_bf16, dense(call, with.dense_bf16, false))
 MINDPET_OPERATION(dense_biased_bf16, dense(call, with.dense_bf16, true))
 MINDPET_OPERATION(dense_shifted, dense(call, with.dense, true))
 MINDPET_OPERATION(dense_shifted_bf16, dense(call, with.dense_bf16, true))
+MINDPET_OPERATION(dense_trained, dense(call, with.dense, false))
+MINDPET_OPERATION(dense_trained_biased, dense(call, with.dense, true))
 MINDPET_OPERATION(dense_back, dense_back(call, with.dense))
 MINDPET_OPERATION(dense_back_bf16, dense_back(call, with.dense_bf16))
 MINDPET_OPERATION(lora, lora(call, with.dense, false, false))
@@ -200,6 +202,10 @@ MINDPET_OPERATION(attention_back_masked, attention_back(call, with.keeping, true
 MINDPET_OPERATION(attention_back_masked_bf16, attention_back(call, with.keeping_bf16, true))
 MINDPET_OPERATION(rotary, rotary(call, with, 1.0f))
 MINDPET_OPERATION(rotary_back, rotary(call, with, -1.0f))
+
+// dy, x -> dweight
+MINDPET_OPERATION(weight_back, with.weight_back(call.in(0), call.in(1), call.out(2), call.rows(0), call.columns(0),
+                                                call.columns(1)))
 
 // dy -> dbias
 MINDPET_OPERATION(bias_back, with.bias_back(call.in(0), call.out(1), call.rows(0), call.columns(0)))

@@ -83,6 +83,7 @@ extern const Kernels TABLE_OF(MINDPET_ISA) = {
     {},
     {},
 #endif
+    MINDPET_ISA::weight_back,
     MINDPET_ISA::bias_back,
     [](const float* x, float* y, long count) { map(x, y, count, MINDPET_ISA::gelu); },
     [](const float* x, float* y, long count) { map(x, y, count, MINDPET_ISA::gelu_tanh); },

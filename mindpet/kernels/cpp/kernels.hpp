@@ -69,6 +69,7 @@ struct Kernels {
   DenseKernels dense_bf16;
   KeepingKernels keeping_bf16;
   RoundingKernels rounding;
+  void (*weight_back)(const float* dy, const float* x, float* dweight, long rows, long outputs, long inputs);
   void (*bias_back)(const float* dy, float* sums, long rows, long columns);
   void (*gelu)(const float* x, float* y, long count);
   void (*gelu_tanh)(const float* x, float* y, long count);

@@ -85,6 +85,16 @@ void test_sizes(const std::string& name, const DenseKernels& with, void (*round)
   });
 }
 
+void test_weight(const Machine& machine, DenseSizes s) {
+  const Numbers x = numbers(s.rows, s.inputs, 1), dy = numbers(s.rows, s.outputs, 2);
+  const Table expected = times(turned(Table(s.rows, s.outputs, dy)), Table(s.rows, s.inputs, x));
+  check(machine.name + " weight of " + std::to_string(s.outputs), {expected.values}, FLOAT_ERROR, [&] {
+    std::vector<Numbers> found = {blank(area(s.outputs, s.inputs))};
+    machine.kernels->weight_back(dy.data(), x.data(), found[0].data(), s.rows, s.outputs, s.inputs);
+    return found;
+  });
+}
+
 void test_bias(const Machine& machine) {
   for (const auto& [rows, columns] : {std::pair<long, long>{0, 3}, {1, 1}, {31, 17}, {100, 50}}) {
     const Numbers dy = numbers(rows, columns, 1);
@@ -112,6 +122,7 @@ void test_dense(const Machine& machine) {
   for (const auto& [sizes, rank] : CASES) {
     const std::string name = machine.name + " " + std::to_string(sizes.rows) + " x " + std::to_string(sizes.inputs) +
                              " -> " + std::to_string(sizes.outputs) + ", rank " + std::to_string(rank);
+    test_weight(machine, sizes);
     for (bool has_bias : {false, true}) {
       test_sizes(name, machine.kernels->dense, nullptr, sizes, rank, has_bias, FLOAT_ERROR);
       const bool has_bf16 = machine.kernels->dense_bf16.forward != nullptr;
