@@ -7,6 +7,7 @@ from mindspore import Tensor
 
 from mindpet.models.bert import BertConfig, BertForSequenceClassification
 from mindpet.tuning.registry import METHODS
+from tests.scale import REPETITION
 
 # Values that fit a network of width 8; whatever is not named has its default.
 FIELDS = {
@@ -20,6 +21,12 @@ FIELDS = {
 }
 CHANGES_THE_START = {"low_rank_adapter", "prefixtuning", "ptuning2"}
 EVERY_METHOD = pytest.mark.parametrize("method", METHODS)
+
+# What every method shares is tested fast for one of each kind: layers, prefixes, tokens, marked parameters.
+_KINDS = ("lora", "prefixtuning", "tokens", "bitfit")
+EACH_KIND = pytest.mark.parametrize(
+    "method", [pytest.param(method, marks=[] if method in _KINDS else REPETITION) for method in METHODS]
+)
 
 # A training graph takes seconds to compile; the fast tests have one of each kind: layers, prefixes, tokens.
 _TRAINED_FAST = ("lora", "prefixtuning", "tokens")

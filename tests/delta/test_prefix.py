@@ -2,7 +2,6 @@
 
 import math
 
-import mindspore
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn, ops
@@ -173,15 +172,14 @@ def test_training_reaches_every_parameter_and_moves_the_loss(mode, prefix):
     network = Loss(Attention(prefix()))
     states, mask = Tensor(_states()), Tensor(_causal())
     parameters = network.trainable_params()
-    gradients = mindspore.grad(network, None, parameters)(states, mask)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        used = gradient.asnumpy()
-        assert np.abs(used).max() > 1e-6, parameter.name
     before = [parameter.asnumpy().copy() for parameter in parameters]
     step = nn.TrainOneStepCell(network, nn.SGD(parameters, 0.5))
-    losses = [float(step(states, mask).asnumpy()) for _ in range(4)]
+    losses = [float(step(states, mask).asnumpy())]
+    for parameter, value in zip(parameters, before, strict=True):
+        gradient = (value - parameter.asnumpy()) / 0.5
+        assert np.abs(gradient).max() > 1e-6, parameter.name
+    losses += [float(step(states, mask).asnumpy()) for _ in range(3)]
     assert losses[-1] < losses[0]
-    assert all((parameter.asnumpy() != value).any() for parameter, value in zip(parameters, before, strict=True))
 
 
 @pytest.mark.parametrize("prefix", PREFIXES.values(), ids=PREFIXES)

@@ -13,6 +13,7 @@ from mindpet.models.bert import POOLINGS, BertConfig, BertForSequenceClassificat
 from mindpet.utils.exceptions import InputError
 from tests.models import numpy_bert
 from tests.models.numpy_bert import ACTIVATIONS, TINY, random_batch, random_tensors, write_folder
+from tests.scale import REPETITION
 
 
 def as_tensors(arrays):
@@ -38,12 +39,17 @@ def test_logits(tmp_path, mode, pooling):
     np.testing.assert_allclose(features.asnumpy(), numpy_bert.pool(hidden, pooled, batch[1], pooling), atol=5e-5)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+_ODD = (
+    ({"hidden_size": 36, "vocab_size": 101, "num_hidden_layers": 1, "type_vocab_size": 1}, 2, 9),
+    ({"num_hidden_layers": 1, "type_vocab_size": 3, "layer_norm_eps": 1e-3}, 1, 1),
+)
+
+
 @pytest.mark.parametrize(
-    ("changes", "batch", "length"),
+    ("activation", "changes", "batch", "length"),
     [
-        ({"hidden_size": 36, "vocab_size": 101, "num_hidden_layers": 1, "type_vocab_size": 1}, 2, 9),
-        ({"num_hidden_layers": 1, "type_vocab_size": 3, "layer_norm_eps": 1e-3}, 1, 1),
+        *[(activation, *_ODD[0]) for activation in ACTIVATIONS],
+        *[pytest.param(name, *_ODD[1], marks=[] if name == "gelu" else REPETITION) for name in ACTIVATIONS],
     ],
 )
 def test_odd_shapes_and_every_activation(tmp_path, mode, activation, changes, batch, length):

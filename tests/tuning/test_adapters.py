@@ -29,7 +29,7 @@ from mindpet.tuning.merge import merge, unload, unmerge
 from mindpet.tuning.state import require_state
 from mindpet.tuning.values import crop, pad
 from mindpet.utils.exceptions import InputError
-from tests.methods import EVERY_METHOD, EVERY_METHOD_TRAINED, METHODS, batch, config_of, small_bert
+from tests.methods import EACH_KIND, EVERY_METHOD, EVERY_METHOD_TRAINED, METHODS, batch, config_of, small_bert
 
 # What the second adapter of each method has otherwise than the first.
 OTHERS = {
@@ -88,6 +88,15 @@ def alone(network, name, config):
     assert state.adapters["default"].shapes == {key: values[key].shape for key in state.adapters["default"].shapes}
     write_adapter(state, values)
     return other
+
+
+def run_plainly(network):
+    """Return the output without compiling, whatever the mode."""
+    mode = mindspore.get_context("mode")
+    mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
+    output = network(*batch()).asnumpy()
+    mindspore.set_context(mode=mode)
+    return output
 
 
 class Loss(nn.Cell):
@@ -166,7 +175,7 @@ def test_only_an_adapters_own_values_are_trained(method, mode, sources):
     assert all(np.array_equal(first[name], values) for name, values in current_values(state, "first").items())
 
 
-@EVERY_METHOD
+@EACH_KIND
 def test_a_disabled_network_computes_what_it_did_before_attaching(method):
     expected = small_bert()(*batch()).asnumpy()
     network = two_adapters(method)
@@ -180,7 +189,7 @@ def test_a_disabled_network_computes_what_it_did_before_attaching(method):
     np.testing.assert_array_equal(network(*batch()).asnumpy(), with_adapter)
 
 
-@EVERY_METHOD
+@EACH_KIND
 def test_a_copy_has_adapters_of_its_own(method):
     network = two_adapters(method)
     twin = copy.deepcopy(network)
@@ -350,14 +359,14 @@ def test_the_room_may_have_more_layers_than_the_first_adapter(mode):
     config = LoraConfig(r=2, target_modules=["query"])
     get_peft_model(network, config, max_targets=["query", "key"], max_rank=3)
     shake(network, 4)
-    expected = alone(network, "default", config)
-    np.testing.assert_allclose(network(*batch()).asnumpy(), expected(*batch()).asnumpy(), rtol=1e-6, atol=1e-6)
+    expected = run_plainly(alone(network, "default", config))
+    np.testing.assert_allclose(network(*batch()).asnumpy(), expected, rtol=1e-5, atol=1e-6)
     other = LoraConfig(r=3, target_modules=["key"])
     add_adapter(network, "b", other)
     set_adapter(network, "b")
     shake(network, 5)
-    expected = alone(network, "b", other)
-    np.testing.assert_allclose(network(*batch()).asnumpy(), expected(*batch()).asnumpy(), rtol=1e-6, atol=1e-6)
+    expected = run_plainly(alone(network, "b", other))
+    np.testing.assert_allclose(network(*batch()).asnumpy(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("room", [{"max_rank": 1}, {"max_rank": 0}])
@@ -420,7 +429,7 @@ def test_the_active_adapter_is_merged_and_the_others_wait(mode):
     set_adapter(network, "second")
     assert active_adapter(network) == "second"
     unload(network)
-    np.testing.assert_array_equal(network(*batch()).asnumpy(), small_bert()(*batch()).asnumpy())
+    np.testing.assert_array_equal(run_plainly(network), run_plainly(small_bert()))
 
 
 def test_a_network_that_was_renamed_by_a_wrapper_still_takes_adapters():

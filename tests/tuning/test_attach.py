@@ -21,6 +21,7 @@ from mindpet.utils.exceptions import InputError
 from mindpet.utils.names import DELTA_MARK
 from tests.methods import (
     CHANGES_THE_START,
+    EACH_KIND,
     EVERY_METHOD,
     EVERY_METHOD_TRAINED,
     FIELDS,
@@ -29,6 +30,7 @@ from tests.methods import (
     move_adapter,
     small_bert,
 )
+from tests.scale import REPETITION
 
 
 class _Block(nn.Cell):
@@ -158,7 +160,7 @@ def test_detaching_gives_the_plain_network_back(method):
     assert _picture(network) == before
 
 
-@EVERY_METHOD
+@EACH_KIND
 def test_a_copy_of_the_network_has_a_state_of_its_own(method):
     network = get_peft_model(small_bert(), config_of(method, modules_to_save=["classifier"]))
     twin = copy.deepcopy(network)
@@ -592,7 +594,15 @@ def test_all_linear_leaves_out_embeddings_convolutions_and_what_is_saved():
         get_peft_model(_Mixed(), LoraConfig(target_modules="all-linear", modules_to_save=["head"]))
 
 
-@pytest.mark.parametrize("method", ["lora", "adapter", "ia3"])
+@pytest.mark.parametrize(
+    ("method", "mode"),
+    [
+        ("lora", "graph"),
+        *[pytest.param(method, "graph", marks=REPETITION) for method in ("adapter", "ia3")],
+        *[(method, "pynative") for method in ("lora", "adapter", "ia3")],
+    ],
+    indirect=["mode"],
+)
 def test_the_start_is_exact_in_float16_too(method, mode):
     network = small_bert(compute_dtype=mstype.float16)
     before = network(*batch()).asnumpy()

@@ -13,6 +13,7 @@ from mindpet.delta import DoRADense, LoRADense, PiSSADense, VeRADense, make_proj
 from mindpet.tuning.state import adapter_parameters
 from mindpet.utils.exceptions import InputError
 from tests.methods import move_adapter, small_bert
+from tests.scale import REPETITION
 
 IDS = np.array([[1, 7, 4], [2, 0, 7]], np.int32)
 ON_TINY = {"target_modules": ["query", "value"]}
@@ -27,6 +28,16 @@ VARIANTS = {
 }
 CELLS = {"dora": DoRADense, "dora_rslora": DoRADense, "pissa": PiSSADense, "vera": VeRADense, "rslora": LoRADense}
 EACH = pytest.mark.parametrize("name", VARIANTS)
+# rsLoRA has but another scale, which is a value for the graph: that of LoRA or DoRA stands for it.
+EACH_IN_BOTH_MODES = pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        pytest.param(mode, name, marks=REPETITION if mode == "graph" and "rslora" in name else [])
+        for mode in ("graph", "pynative")
+        for name in VARIANTS
+    ],
+    indirect=["mode"],
+)
 
 
 class Tiny(nn.Cell):
@@ -51,7 +62,7 @@ def _outputs(network):
     return network(Tensor(IDS)).asnumpy()
 
 
-@EACH
+@EACH_IN_BOTH_MODES
 def test_each_starts_as_the_network_exactly_and_moves_what_it_trains(mode, name):
     plain = _outputs(Tiny())
     network = _attached(name)
@@ -62,7 +73,7 @@ def test_each_starts_as_the_network_exactly_and_moves_what_it_trains(mode, name)
     assert not np.allclose(_outputs(network), plain, atol=1e-3)
 
 
-@EACH
+@EACH_IN_BOTH_MODES
 def test_merging_gives_the_same_outputs_and_unmerging_the_same_bits(mode, name):
     network = _attached(name)
     base = {p.name: p.asnumpy().copy() for p in network.get_parameters() if "mindpet_" not in p.name}
