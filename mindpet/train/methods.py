@@ -51,8 +51,8 @@ _RATES = {
     "ia3": 1e-2,
     FULL: 1e-4,
 }
-# Where a language model wants another one.
-_LANGUAGE_RATES = {"lora": 2e-3, "ptuning2": 5e-3, FULL: 2e-5}
+# Where a language model wants another one, chosen on SmolLM2 and news; docs/language-tuning.md has the figures.
+_LANGUAGE_RATES = {"lora": 2e-3, "ptuning2": 5e-3, "vera": 1e-2, FULL: 2e-5}
 _OTHER_DEFAULTS: dict[str, dict[str, Any]] = {"lora": {"lora_alpha": 16.0}}
 
 

@@ -9,7 +9,9 @@ from mindpet.cli import finetune as command
 from mindpet.cli import main as program
 from mindpet.train.methods import CONFIGS, FULL, METHOD_NAMES, OPTIONS, canonical_method, defaults_of
 from mindpet.train.settings import FinetuneSettings, load_settings
+from mindpet.train.task import LANGUAGE
 from mindpet.utils.exceptions import InputError
+from tests.docs.test_documents import DOCS, _table
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 EVERY_METHOD = pytest.mark.parametrize("method", METHOD_NAMES)
@@ -230,3 +232,9 @@ def test_a_methods_recipe_is_its_own_run(method):
 def test_the_methods_of_the_specification_have_recipes():
     names = {file.stem for file in RECIPES.glob("*.yaml")}
     assert names >= {"lora", "adapter", "low_rank_adapter", "prefixtuning", "ptuning2", "bitfit"}
+
+
+@pytest.mark.parametrize(("page", "heading"), [("language-tuning.md", "Method"), ("language-tuning.zh.md", "方法")])
+def test_the_page_on_language_models_has_their_learning_rates(page, heading):
+    documented = {row[0].strip("`"): float(row[1].strip("`")) for row in _table(DOCS / page, heading)}
+    assert documented == {method: defaults_of(method, LANGUAGE)["learning_rate"] for method in METHOD_NAMES}
