@@ -52,7 +52,10 @@ _RATES = {
     FULL: 1e-4,
 }
 # Where a language model wants another one, chosen on SmolLM2 and news; docs/language-tuning.md has the figures.
-_LANGUAGE_RATES = {"lora": 2e-3, "ptuning2": 5e-3, "vera": 1e-2, FULL: 2e-5}
+_LANGUAGE_RATES = {"lora": 2e-3, "prefixtuning": 1e-3, "ptuning2": 5e-3, "vera": 1e-2, FULL: 2e-5}
+_LANGUAGE_OPTIONS: dict[str, dict[str, Any]] = {
+    "prefixtuning": {"encoder_hidden_size": 128}
+}  # wider ones bear no such rate
 _OTHER_DEFAULTS: dict[str, dict[str, Any]] = {"lora": {"lora_alpha": 16.0}}
 
 
@@ -130,7 +133,10 @@ def option_fields() -> dict[str, Any]:
 def defaults_of(method: str, task: str = CLASSIFICATION) -> dict[str, Any]:
     """Return what a run takes for the method's options and its learning rate where nothing is set."""
     defaults = {name: option.defaults[method] for name, option in OPTIONS.items() if method in option.defaults}
-    rates = _RATES | _LANGUAGE_RATES if task == LANGUAGE else _RATES
+    rates = _RATES
+    if task == LANGUAGE:
+        rates = _RATES | _LANGUAGE_RATES
+        defaults |= _LANGUAGE_OPTIONS.get(method, {})
     return defaults | {"learning_rate": rates.get(method, _USUAL_RATE)}
 
 

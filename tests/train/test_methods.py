@@ -9,7 +9,7 @@ from mindpet.cli import finetune as command
 from mindpet.cli import main as program
 from mindpet.train.methods import CONFIGS, FULL, METHOD_NAMES, OPTIONS, canonical_method, defaults_of
 from mindpet.train.settings import FinetuneSettings, load_settings
-from mindpet.train.task import LANGUAGE
+from mindpet.train.task import CLASSIFICATION, LANGUAGE
 from mindpet.utils.exceptions import InputError
 from tests.docs.test_documents import DOCS, _table
 
@@ -238,3 +238,10 @@ def test_the_methods_of_the_specification_have_recipes():
 def test_the_page_on_language_models_has_their_learning_rates(page, heading):
     documented = {row[0].strip("`"): float(row[1].strip("`")) for row in _table(DOCS / page, heading)}
     assert documented == {method: defaults_of(method, LANGUAGE)["learning_rate"] for method in METHOD_NAMES}
+
+
+def test_prefix_tuning_of_a_language_model_has_narrower_layers():
+    sizes = [
+        FinetuneSettings(task=task, method="prefixtuning").encoder_hidden_size for task in (LANGUAGE, CLASSIFICATION)
+    ]
+    assert sizes == [128, 512]
