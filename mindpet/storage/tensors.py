@@ -1,8 +1,15 @@
-"""Safetensors files, and the model folders that hold them."""
+"""Safetensors files, and the model folders that hold them.
 
+The safetensors library checks a file's header against the file. The values are read without it, each tensor straight
+into its array: the library maps the file, and its pages would count as memory of the process beside the arrays.
+"""
+
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -19,6 +26,23 @@ _WHOLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 _TORCH_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _FETCH_AGAIN = "the file is damaged or incomplete, fetch it again"
+
+# The dtypes in NumPy of those in a file. It has no bfloat16: its bits are read, and become float32.
+_DTYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "U16": "<u2",
+    "I16": "<i2",
+    "U32": "<u4",
+    "I32": "<i4",
+    "U64": "<u8",
+    "I64": "<i8",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "F32": "<f4",
+    "F64": "<f8",
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +61,9 @@ class TensorFile:
 
 
 def read_tensor_file(path: str | Path) -> TensorFile:
-    """Return everything that a safetensors file holds; the peak of memory is the size of the result.
+    """Return everything that a safetensors file holds.
+
+    The peak of memory is the size of the result; bfloat16 adds at most half of the largest tensor.
 
     Args:
         path: The file.
@@ -49,17 +75,19 @@ def read_tensor_file(path: str | Path) -> TensorFile:
     path = require_file(path)
     tensors, dtypes = {}, {}
     try:
-        with safe_open(path, framework="numpy") as file:
-            _refuse_repeated_names(path)
-            for name in file.keys():  # noqa: SIM118
-                values = file.get_tensor(name)
-                tensors[name], dtypes[name] = _without_bfloat16(values), values.dtype.name
-            return TensorFile(tensors, dtypes, file.metadata() or {})
+        with safe_open(path, framework="numpy") as checked, path.open("rb") as file:
+            header = _read_header(path, file)
+            start = file.tell()
+            for name in checked.keys():  # noqa: SIM118
+                file.seek(start + header[name]["data_offsets"][0])
+                tensors[name] = _read_values(path, file, name, header[name])
+                dtypes[name] = "bfloat16" if header[name]["dtype"] == "BF16" else tensors[name].dtype.name
+            return TensorFile(tensors, dtypes, checked.metadata() or {})
     except OSError as error:
         raise InputError(
             f"{path} cannot be read ({error.strerror or error}); name a file that you may read."
         ) from error
-    except (SafetensorError, AttributeError) as error:  # AttributeError: a dtype that NumPy lacks, such as float8
+    except SafetensorError as error:
         raise InputError(f"{path} cannot be read as safetensors ({error}): {_FETCH_AGAIN}.") from error
 
 
@@ -114,24 +142,39 @@ def read_sharded_safetensors(folder: str | Path) -> dict[str, np.ndarray]:
     )
 
 
-def _refuse_repeated_names(path: Path) -> None:
-    """Raise InputError when the header of a safetensors file names a tensor twice; the library takes the last."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            parse_json(file.read(length).decode())
-        except ValueError as error:
-            raise InputError(f"{path} cannot be read as safetensors ({error}): {_FETCH_AGAIN}.") from error
+def _read_header(path: Path, file: BufferedReader) -> dict[str, Any]:
+    """Return the header of a safetensors file, which the library has checked.
 
-
-def _without_bfloat16(values: np.ndarray) -> np.ndarray:
-    """Return bfloat16 values as float32, of which they are the upper halves; others as they are.
-
-    The dtype is known by its name: ml_dtypes and MindSpore each bring NumPy one.
+    Raises:
+        InputError: It names a tensor twice, of which the library takes the last.
     """
-    if values.dtype.name != "bfloat16":
-        return values
-    return (values.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    length = int.from_bytes(file.read(8), "little")
+    try:
+        return parse_json(file.read(length).decode())
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read as safetensors ({error}): {_FETCH_AGAIN}.") from error
+
+
+def _read_values(path: Path, file: BufferedReader, name: str, entry: Mapping[str, Any]) -> np.ndarray:
+    """Return the tensor that begins where `file` stands, with BF16 as float32.
+
+    Args:
+        path: The file, for the message.
+        file: The file.
+        name: The tensor's name, for the message.
+        entry: The tensor's entry in the header.
+    """
+    dtype, shape = entry["dtype"], entry["shape"]
+    if dtype not in _DTYPES:
+        raise InputError(
+            f"{path} holds {name!r} as {dtype}; accepted are {', '.join(_DTYPES)}: save the model again as one of them."
+        )
+    values = np.fromfile(file, _DTYPES[dtype], math.prod(shape))
+    if values.size < math.prod(shape):
+        raise InputError(f"{path} ended while {name!r} was read: {_FETCH_AGAIN}.")
+    if dtype == "BF16":  # a bfloat16 is the upper half of a float32
+        values = np.left_shift(values, 16, dtype=np.uint32).view(np.float32)
+    return values.reshape(shape)
 
 
 def _as_stored(values: np.ndarray, dtype: str) -> np.ndarray:
