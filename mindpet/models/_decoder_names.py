@@ -45,7 +45,9 @@ def read_decoder_tensors(folder: str | Path, config: DecoderConfig) -> dict[str,
         return read_language_tensors(folder, _PREFIX, _CONSTANTS, config.tie_word_embeddings)
     by_head = not read_config_values(folder).get("multi_query_attention", False)
     tensors: dict[str, np.ndarray] = {}
-    for name, values in read_sharded_safetensors(folder).items():
+    stored = read_sharded_safetensors(folder)
+    for name in list(stored):
+        values = stored.pop(name)  # one that is split into copies is then freed
         if name == _CHATGLM_CONSTANT:
             continue
         path = _name_of_transformers(name)

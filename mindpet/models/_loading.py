@@ -85,14 +85,14 @@ def without(named: Mapping[str, T], prefix: str) -> dict[str, T]:
     return {name: value for name, value in named.items() if not name.startswith(prefix)}
 
 
-def load_parameters(parameters: Mapping[str, Parameter], tensors: Mapping[str, np.ndarray], folder: str | Path) -> None:
-    """Write `tensors` into `parameters` as float32, all of them or none.
+def load_parameters(parameters: Mapping[str, Parameter], tensors: dict[str, np.ndarray], folder: str | Path) -> None:
+    """Move `tensors` into `parameters` as float32, all of them or none.
 
-    The arrays may become the parameters' own memory: a caller must not use them afterwards.
+    An array that is float32 in rows becomes the parameter's own memory, and any other is freed once it is copied.
 
     Args:
         parameters: By their names in Hugging Face files.
-        tensors: By the same names.
+        tensors: By the same names. Each is taken out.
         folder: Where the tensors came from, for the message.
 
     Raises:
@@ -122,7 +122,7 @@ def load_parameters(parameters: Mapping[str, Parameter], tensors: Mapping[str, n
             "this model's tensors, as finite floating-point numbers: fetch the folder again or correct config.json."
         )
     for name in common:
-        values = np.require(tensors[name], np.float32, ["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"])
+        values = np.require(tensors.pop(name), np.float32, ["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"])
         parameters[name].set_data(Tensor.from_numpy(values))
 
 

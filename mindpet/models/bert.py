@@ -249,8 +249,10 @@ class BertModel(nn.Cell):
                 the file. No network is made then.
         """
         config = BertConfig.from_folder(folder).with_dropout(dropout)
-        found = without(read_bert_tensors(folder), "classifier.")
-        tensors = {name.removeprefix(ENCODER_PREFIX): values for name, values in found.items()}
+        tensors = {
+            name.removeprefix(ENCODER_PREFIX): values
+            for name, values in without(read_bert_tensors(folder), "classifier.").items()
+        }
         with_pooler = any(name.startswith("pooler.") for name in tensors)
         net = cls(replace(config, initializer_range=_TO_BE_READ), with_pooler, compute_dtype)
         load_parameters({file_name(p.name): p for p in net.get_parameters()}, tensors, folder)
