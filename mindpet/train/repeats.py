@@ -40,15 +40,16 @@ def share_equal_layers(network: nn.Cell) -> Iterator[None]:
         network: One whose layers choose no branch by the values of tensors. Afterwards it is as before, so that no
             later graph relies on layers that may have become different.
     """
-    marked = list(_equal_layers(network)) if _is_served() else []
+    # By identity, as a cell that stands in several places is met in each.
+    marked = {id(layer): (layer, description) for layer, description in _equal_layers(network)} if _is_served() else {}
     collects = gc.isenabled()
     gc.disable()
     try:
-        for layer, description in marked:
+        for layer, description in marked.values():
             _Marked.__init__(layer, description)
         yield
     finally:
-        for layer, _ in marked:
+        for layer, _ in marked.values():
             layer.cell_init_args = ""
             del layer.no_inline
         if collects:
