@@ -182,6 +182,8 @@ class _NativeDense(_Twin):
 
     @staticmethod
     def obstacle(cell: Any) -> str:
+        if getattr(cell, "tied_rows", None) is not None:
+            return "its logits are those of trained tokens too"
         return _obstacle_of_product(cell)
 
     def construct(self: Any, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from functools import partial
 from mindspore import nn
 from mindspore.common import dtype as mstype
 
+from mindpet.delta.trainable_tokens import TiedTokens
 from mindpet.tuning.capacity import enlarge, plan_adapter_for, write_adapter
 from mindpet.tuning.compiled import forget_compiled, refuse_stale
 from mindpet.tuning.config import PeftConfig
@@ -186,6 +187,15 @@ def _check_conflicts(view: Network, plans: Sequence[Plan]) -> None:
                 )
     for plan in plans:
         for saved in (path for match in plan.matches if match.field == "modules_to_save" for path in match.paths):
+            if any(
+                isinstance(aid, TiedTokens) and place.parent is view.cells[saved]
+                for one in plans
+                for place, aid in one.aids
+            ):
+                raise InputError(
+                    f"{saved} is trained whole by modules_to_save, and the tokens of its weight, which is that of an"
+                    " embedding, are trained too; take it out of modules_to_save"
+                )
             inside = next((path for path in owners if path == saved or path.startswith(f"{saved}.")), None)
             if inside:
                 raise InputError(

@@ -9,9 +9,10 @@ import mindpet
 from mindpet.models.decoder import DecoderConfig, DecoderForCausalLM
 from mindpet.models.generation import generate
 from mindpet.models.gpt2 import GPT2Config, GPT2LMHeadModel
+from mindpet.tuning.exchange.probe import has_effect
 from mindpet.tuning.layers import Network
 from mindpet.tuning.placements import placement_of
-from mindpet.tuning.state import require_state
+from mindpet.tuning.state import require_state, state_of
 from mindpet.utils.exceptions import InputError
 from tests.methods import CHANGES_THE_START, EVERY_METHOD, config_of, move_adapter
 
@@ -85,10 +86,15 @@ def test_trained_tokens_reach_a_tied_head():
     plain = network(*texts).asnumpy()
     mindpet.get_peft_model(network, TOKENS, max_tokens=4)
     np.testing.assert_array_equal(network(*texts).asnumpy(), plain)
+    assert not has_effect(network, state_of(network))
     move_adapter(network)
+    assert has_effect(network, state_of(network))
     adapted = network(*texts).asnumpy()
     (rows,) = network.trainable_params()
     assert mindspore.grad(Squared(network), None, [rows])(*texts)[0].asnumpy()[:2].any(1).all()
+    mindpet.accelerate(network)
+    np.testing.assert_allclose(network(*texts).asnumpy(), adapted, atol=1e-5)
+    mindpet.decelerate(network)
 
     mindpet.merge(network)  # the rows are in the table, from which both ends read
     np.testing.assert_allclose(network(*texts).asnumpy(), adapted, atol=1e-5)
@@ -121,6 +127,9 @@ def test_a_head_that_trained_tokens_reach_takes_no_other_method():
     with pytest.raises(InputError, match=r"lm_head is wanted by lora, and tokens changes it too.*leave it out"):
         mindpet.get_peft_model(small("gpt2"), [TOKENS, lora])
     mindpet.get_peft_model(small("llama"), [TOKENS, lora])
+    whole = mindpet.LoraConfig(r=1, target_modules=["c_attn"], modules_to_save=["lm_head"])
+    with pytest.raises(InputError, match=r"lm_head is trained whole by modules_to_save, and the tokens of its weight"):
+        mindpet.get_peft_model(small("gpt2"), [TOKENS, whole])
 
 
 class Own(nn.Cell):
