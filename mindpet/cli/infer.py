@@ -87,7 +87,10 @@ def _sampling(temperature: float, top_k: int | None, top_p: float | None, seed: 
             )
     from mindpet.models.generation import Sampling
 
-    return Sampling(temperature, top_k, top_p, seed)
+    try:
+        return Sampling(temperature, top_k, top_p, seed)
+    except InputError as error:
+        raise InputError(f"--{error}") from error
 
 
 def _open(file: Path | None) -> AbstractContextManager[Any]:

@@ -69,7 +69,16 @@ def _reader_of(path: Path) -> Callable[[Path], Iterator[tuple[str, dict[str, Any
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    rows = csv.reader(io.StringIO(_read_exactly(path), newline=""), strict=True)
+    text = _read_exactly(path)
+    usual = csv.field_size_limit(max(len(text), csv.field_size_limit()))  # of all readers of a process
+    try:
+        yield from list(_rows_of_csv(path, text))
+    finally:
+        csv.field_size_limit(usual)
+
+
+def _rows_of_csv(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     columns: list[str] | None = None
     line = 1
     try:

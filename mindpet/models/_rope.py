@@ -152,7 +152,8 @@ def _read_yarn(given: Mapping[str, Any], longest: int) -> dict[str, Any]:
     given = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True, _ORIGINAL: longest} | dict(given)
     values = _positive(given, "factor", "beta_fast", "beta_slow", _ORIGINAL)
     check_values(given, ((("truncate",), FLAG),))
-    optional = _positive(given, *({"attention_factor", "mscale", "mscale_all_dim"} & given.keys()))
+    weights = {name for name in ("mscale", "mscale_all_dim") if given.get(name) not in (None, 0)}
+    optional = _positive(given, *weights, *({"attention_factor"} & given.keys()))
     factor, sharp = values["factor"], optional.get("attention_factor")
     if sharp is None and {"mscale", "mscale_all_dim"} <= optional.keys():
         sharp = _sharpening(factor, optional["mscale"]) / _sharpening(factor, optional["mscale_all_dim"])

@@ -13,6 +13,7 @@ from mindspore import nn
 from mindspore.train import Callback, CheckpointConfig, RunContext
 from rich.console import Console
 
+from mindpet import kernels
 from mindpet.data.batches import RowBatches
 from mindpet.graph import ParameterCount, TrainableParamsCheckPoint, count_parameters
 from mindpet.train.cluster import require_devices, with_devices_of_the_cluster
@@ -104,7 +105,11 @@ def finetune(settings: FinetuneSettings, console: Console) -> Outcome:
     require_devices(settings)
     if settings.report_to:
         require_tensorboard()
-    outcome = _run(prepare(settings, folder, console))
+    before = kernels.kernels_in_use()
+    try:
+        outcome = _run(prepare(settings, folder, console))
+    finally:
+        kernels.use_kernels(before)
     outcome.ranks.meet()
     return outcome
 

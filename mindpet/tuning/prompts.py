@@ -30,7 +30,8 @@ def start_prompt(network: nn.Cell, *inputs: Tensor) -> None:
 
     Args:
         network: A network with P-Tuning v2 attached, without `prefix_projection`, whose values no formula reaches.
-        inputs: What the network takes, of one example that has exactly as many tokens as the prompt and no padding.
+        inputs: What the network takes, of one example that has exactly as many tokens as the prompt; whether one
+            of them is padding is not checked.
 
     Raises:
         TypeError: `network` is no Cell.

@@ -122,6 +122,7 @@ def test_the_file_of_answers_is_whole_and_kept_unless_overwrite_is_given(run, tm
         ),
         (["good", "--top-p", "0", "--temperature", "1"], "--top-p: 0.0 was given"),
         (["good", "--temperature", "inf"], "--temperature: inf was given"),
+        (["good", "--temperature", "1e-9"], "--temperature is 1e-09; expected is 0"),
     ],
 )
 def test_bad_input_ends_with_2(run, tmp_path, monkeypatch, capsys, arguments, said):

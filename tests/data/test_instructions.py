@@ -93,12 +93,15 @@ def test_one_file_is_split_by_seed(tmp_path):
 
 def test_a_folder_keeps_its_own_splits(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [{"text": "a"}, {"text": "b"}])
-    write_csv(tmp_path / "valid.csv", [{"text": 'with "quotes",\r\nand\nlines\r.'}])
+    long = "yes " * 40_000  # longer than what Python's csv takes of itself
+    limit = csv.field_size_limit()
+    write_csv(tmp_path / "valid.csv", [{"text": 'with "quotes",\r\nand\nlines\r.'}, {"text": long}])
     write_mindrecord(tmp_path / "test.mindrecord", [{"text": f"t{number}"} for number in range(5)], parts=2)
     data = load_instructions(tmp_path, 0)
     assert data.name == tmp_path.name
     assert [example.text for example in data.train] == ["a", "b"]
-    assert [example.text for example in data.valid] == ['with "quotes",\r\nand\nlines\r.']
+    assert [example.text for example in data.valid] == ['with "quotes",\r\nand\nlines\r.', long]
+    assert csv.field_size_limit() == limit
     assert sorted(example.text for example in data.test) == [f"t{number}" for number in range(5)]
     assert data.test[0].place.startswith(f"{tmp_path / 'test.mindrecord0'}, record ")
 

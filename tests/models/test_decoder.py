@@ -198,6 +198,7 @@ def test_frequencies(scaling, expected):
     [
         ({}, 0.1 * np.log(4) + 1, 160),
         ({"mscale": 2.0}, 0.1 * np.log(4) + 1, 160),
+        ({"mscale": 2.0, "mscale_all_dim": 0}, 0.1 * np.log(4) + 1, 160),
         ({"mscale": 2.0, "mscale_all_dim": 1.0}, (0.2 * np.log(4) + 1) / (0.1 * np.log(4) + 1), 160),
         ({"attention_factor": 1.5, "original_max_position_embeddings": 9, "beta_fast": None}, 1.5, 40),
         ({"factor": 0.5}, 1.0, 40),

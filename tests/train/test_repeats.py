@@ -95,7 +95,7 @@ def test_only_equal_layers_are_marked_and_only_within():
     for layer in network.layers:
         layer.dropout = Dropout(0.0)
     network.layers[2].factor = 3.0
-    network.once_more = nn.CellList(list(network.layers)[:2])  # cells that stand in two places, as a shared dropout does
+    network.once_more = nn.CellList(list(network.layers)[:2])  # in two places, as a shared dropout is
     mindspore.set_context(mode=mindspore.GRAPH_MODE)
     with share_equal_layers(network):
         marks = [getattr(layer, "cell_init_args", "") for layer in network.layers]

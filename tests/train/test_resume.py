@@ -3,7 +3,6 @@ import os
 import shutil
 import signal
 import sys
-from functools import partial
 
 import numpy as np
 import pytest
@@ -101,11 +100,11 @@ def test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(monkeypa
 
 
 @pytest.mark.skipif(missing() is not None, reason=f"no native kernels here: {missing()}")
-def test_native_kernels_train_as_plain_ones_and_are_named_and_kept(task, capsys, request):
-    request.addfinalizer(partial(kernels.use_kernels, kernels.kernels_in_use()))
-    losses = []
+def test_native_kernels_train_as_plain_ones_and_are_named_and_kept(task, capsys):
+    before, losses = kernels.kernels_in_use(), []
     for kind in ("off", "f32"):
         outcome = finetune(_settings(task, kind, epochs=1, kernels=kind), Console(stderr=True))
+        assert kernels.kernels_in_use() == before
         assert yaml.safe_load((task / kind / "settings.yaml").read_text())["kernels"] == kind
         assert ("kernels f32: native 2 LoRADense, 5 Dense" in capsys.readouterr().err) == (kind == "f32")
         assert type(outcome.task.network.bert.encoder.layer[0].attention.self.query) is LoRADense
