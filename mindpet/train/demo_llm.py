@@ -33,8 +33,8 @@ METHODS = ("ptuning2", "lora")
 _OUT = Path("runs/demo-llm")
 _FOLDER = "articles"
 _SETTINGS = {"max_length": 64, "batch_size": 8, "epochs": 1}
+# Where a prompt starts that may start from a text; at random it starts far worse.
 _PROMPT = "BBC News. Here is an article of today's news, on business, entertainment, politics, sport or technology:"
-_OF_A_METHOD: dict[str, dict[str, Any]] = {"ptuning2": {"prompt_text": _PROMPT}}  # at random it starts far worse
 _ARTICLES = {"train": 480, "valid": 16, "test": 48}  # of each split, evenly spread: as many as a few minutes allow
 _BEGINNING = 24  # words
 _NEW_TOKENS = 48
@@ -82,8 +82,9 @@ def settings_of_the_demo(flags: Mapping[str, Any]) -> list[FinetuneSettings]:
     out = Path(flags.get("out", _OUT))
     methods = [flags["method"]] if "method" in flags else METHODS
     ours = {**_SETTINGS, "task": LANGUAGE, "data": out / _FOLDER}
+    prompts = {} if flags.get("prefix_projection") else {"ptuning2": {"prompt_text": _PROMPT}}
     return [
-        load_settings(None, {**ours, **_OF_A_METHOD.get(method, {}), **flags, "method": method, "out": out / method})
+        load_settings(None, {**ours, **prompts.get(method, {}), **flags, "method": method, "out": out / method})
         for method in methods
     ]
 

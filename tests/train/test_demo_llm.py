@@ -17,6 +17,14 @@ def _passages(split, count):
     return tuple(Passage(f"{'abc'[number % 3]} ab ab ab {split} ab", f"{split}:{number}") for number in range(count))
 
 
+def test_a_prompt_starts_from_a_text_unless_it_comes_out_of_a_projection():
+    prompt, lora = demo_llm.settings_of_the_demo({})
+    assert "BBC News" in prompt.prompt_text and lora.prompt_text is None
+    for given, expected in (({"prefix_projection": True}, None), ({"prompt_text": "Here:"}, "Here:")):
+        (prompt,) = demo_llm.settings_of_the_demo({"method": "ptuning2"} | given)
+        assert prompt.prompt_text == expected
+
+
 @pytest.mark.slow
 def test_the_demo_shows_both_methods_before_and_after(monkeypatch, tmp_path, capsys):
     model = write_language_model(tmp_path / "model", "llama")
