@@ -199,7 +199,7 @@ def dense_trained(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
         A tensor (..., outputs) of the dtype of `x`.
     """
     if native_kind(x.dtype) == "off":
-        return plain.dense_trained(x, weight, bias)
+        return plain.dense(x, weight, bias)
     return native.dense_trained(x, weight, bias)
 
 

@@ -19,7 +19,6 @@ __all__ = [
     "attention",
     "dense",
     "dense_frozen",
-    "dense_trained",
     "gelu",
     "gelu_tanh",
     "layer_norm",
@@ -123,11 +122,6 @@ def dense_frozen(x: Tensor, weight: Tensor, bias: Tensor | None, trains_bias: bo
     if bias is not None and not trains_bias:
         shift = ops.stop_gradient(bias)
     return dense(x, ops.stop_gradient(weight), shift)
-
-
-def dense_trained(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute `dense`."""
-    return dense(x, weight, bias)
 
 
 def lora_dense(

@@ -53,9 +53,8 @@ _RATES = {
 }
 # Where a language model wants another one, chosen on SmolLM2 and news; docs/language-tuning.md has the figures.
 _LANGUAGE_RATES = {"lora": 2e-3, "prefixtuning": 1e-3, "ptuning2": 5e-3, "vera": 1e-2, FULL: 2e-5}
-_LANGUAGE_OPTIONS: dict[str, dict[str, Any]] = {
-    "prefixtuning": {"encoder_hidden_size": 128}
-}  # wider ones bear no such rate
+# Wider layers do not bear that rate.
+_LANGUAGE_OPTIONS: dict[str, dict[str, Any]] = {"prefixtuning": {"encoder_hidden_size": 128}}
 _OTHER_DEFAULTS: dict[str, dict[str, Any]] = {"lora": {"lora_alpha": 16.0}}
 
 
