@@ -16,12 +16,12 @@ from cases import CASES, grown, prepare, tell
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from step_time import SIDES
+from step_time import SIDES, sides_of
 from worker import Turn, Worker, run_apart
 
 from mindpet.utils.environment import usable_cores
 
-MEASURED = ("mindpet f32", "mindpet bf16", "PEFT f32", "PEFT bf16")
+MEASURED = tuple(side for side in sides_of("bert-base", "lora") if SIDES[side].everywhere)
 
 
 class Size(NamedTuple):

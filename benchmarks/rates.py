@@ -42,8 +42,8 @@ def product_rates() -> dict[str, float]:
         "torch float32": lambda: torch.matmul(*theirs),
         "torch bfloat16": lambda: torch.matmul(*brain),
     }
-    if kernels.kernels_in_use() != "off":
-        products |= {"mindpet float32": native("f32"), "mindpet bfloat16": native("bf16")}
+    names = {"f32": "mindpet float32", "bf16": "mindpet bfloat16"}
+    products |= {names[kind]: native(kind) for kind in kernels.possible_kernels() if kind in names}
     best = dict.fromkeys(products, float("inf"))
     for _ in range(_TRIES):
         for name, product in products.items():

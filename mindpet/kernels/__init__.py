@@ -16,7 +16,7 @@ from mindpet.kernels.operations import (
     silu_gate,
     tanh,
 )
-from mindpet.kernels.switch import describe_kernels, kernels_in_use, use_kernels
+from mindpet.kernels.switch import describe_kernels, kernels_in_use, possible_kernels, use_kernels
 
 __all__ = [
     "IGNORED_LABEL",
@@ -31,6 +31,7 @@ __all__ = [
     "kernels_in_use",
     "layer_norm",
     "lora_dense",
+    "possible_kernels",
     "rms_norm",
     "rotary",
     "silu_gate",

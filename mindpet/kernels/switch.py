@@ -17,7 +17,16 @@ from mindspore.ops import constexpr
 from mindpet.utils.environment import usable_cores
 from mindpet.utils.exceptions import InputError
 
-__all__ = ["KINDS", "LIBRARY", "describe_kernels", "kernels_in_use", "missing", "native_kind", "use_kernels"]
+__all__ = [
+    "KINDS",
+    "LIBRARY",
+    "describe_kernels",
+    "kernels_in_use",
+    "missing",
+    "native_kind",
+    "possible_kernels",
+    "use_kernels",
+]
 
 KINDS = ("off", "f32", "bf16")
 LIBRARY = Path(__file__).with_name("libmindpet_kernels.so")
@@ -48,6 +57,11 @@ def kernels_in_use() -> str:
     """Return 'off', 'f32' or 'bf16': what float32 tensors get on this device in this parallel mode."""
     alone = mindspore.get_auto_parallel_context("parallel_mode") == "stand_alone"
     return _chosen if alone and mindspore.get_context("device_target") == "CPU" else "off"
+
+
+def possible_kernels() -> tuple[str, ...]:
+    """Return what `use_kernels` takes here: 'off', and what the processor and the installation allow beside it."""
+    return tuple(kind for kind in KINDS if not _obstacle(kind))
 
 
 def describe_kernels() -> str:
@@ -107,14 +121,20 @@ def _checked(kind: str, name: str) -> str:
     """Return a kind that is possible here."""
     if kind not in KINDS:
         raise InputError(f"{name} is {kind!r}; accepted are {', '.join(KINDS)}: choose one of them.")
+    if reason := _obstacle(kind):
+        possible = " and ".join(map(repr, possible_kernels()))
+        raise InputError(f"{name} is {kind!r}, but {reason}; possible here: {possible}.")
+    return kind
+
+
+def _obstacle(kind: str) -> str | None:
+    """Return why a kind is not possible here, or None where it is."""
     if kind == "off":
-        return kind
+        return None
     reason = missing()
     if reason is None and kind == "bf16" and _load()[1] < 3:
-        reason = "this processor has no AVX512-BF16"
-    if reason is not None:
-        raise InputError(f"{name} is {kind!r}, but {reason}; possible without it is 'off'.")
-    return kind
+        return "this processor has no AVX512-BF16"
+    return reason
 
 
 def _initial() -> str:

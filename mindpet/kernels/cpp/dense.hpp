@@ -103,9 +103,11 @@ inline void dense_back(const float* dy, const float* weight, float* dx, long row
   product(rows, inputs, base, NOTHING, dx);
 }
 
-// dweight = dy^T x, for a weight that is trained.
+// dweight = dy^T x, for a weight that is trained. Every panel of x meets all of dy: it is turned once.
 inline void weight_back(const float* dy, const float* x, float* dweight, long rows, long outputs, long inputs) {
-  product(outputs, inputs, Term<FloatTiles>{transposed(dy, outputs), row_major(x, inputs), rows}, NOTHING, dweight);
+  auto* room = static_cast<float*>(mindpet::scratch(6, static_cast<std::size_t>(rows * outputs) * sizeof(float)));
+  const Matrix turned = turn(dy, rows, outputs, room);
+  product(outputs, inputs, Term<FloatTiles>{turned, row_major(x, inputs), rows}, NOTHING, dweight);
 }
 
 // sums[columns] = dy summed over its rows: the gradient of a bias that is trained beside a frozen weight.

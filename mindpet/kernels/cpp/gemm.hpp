@@ -66,6 +66,20 @@ inline void read_block(Matrix b, long depth, long columns, Floats block[WIDTH]) 
   }
 }
 
+// Copies b[rows, columns], row-major, to `room` column by column, in parallel.
+inline Matrix turn(const float* b, long rows, long columns, float* room) {
+  mindpet::parallel_for((columns + WIDTH - 1) / WIDTH, [&](long index) {
+    const long column = index * WIDTH, wide = std::min(WIDTH, columns - column);
+    Floats block[WIDTH];
+    for (long row = 0; row < rows; row += WIDTH) {
+      const long high = std::min(WIDTH, rows - row);
+      read_block(transposed(b + row * columns + column, columns), wide, high, block);
+      for (long j = 0; j < wide; ++j) store_upto(room + (column + j) * rows + row, block[j], high);
+    }
+  });
+  return row_major(room, rows);
+}
+
 // Copies b[depth, columns <= PANEL] into a panel: depth rows of PANEL floats.
 inline void pack(Matrix b, long depth, long columns, float* panel) {
   Floats block[WIDTH];

@@ -38,7 +38,8 @@ inline void store_some(float* to, Floats values, long count) {
   std::memcpy(to, &values, static_cast<std::size_t>(count) * sizeof(float));
 }
 
-inline Floats fill(float value) { return Floats{} + value; }
+// To take 0 away changes no number, -0 included, so that the compiler leaves it out; to add it turns -0 into 0.
+inline Floats fill(float value) { return value - Floats{}; }
 
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
