@@ -36,6 +36,7 @@ __all__ = [
 _FLOAT = mindspore.float32
 _LABELS = {"cross_entropy": 1, "cross_entropy_back": 2}  # the place of the int32 input
 _stop = ops.stop_gradient
+_cast = ops.Cast()  # Tensor.astype is several functions to compile
 
 
 def _operation(name: str, inputs: int, outputs: int = 1, bprop: Callable[..., Any] | None = None) -> Any:
@@ -193,7 +194,7 @@ def rotary(x: Tensor, cosine: Tensor, sine: Tensor, num_heads: int, interleaved:
     """As `kernels.rotary`."""
     batch, length, width = x.shape
     heads = x.reshape((batch, length, num_heads, width // num_heads))
-    angles = _stop(cosine.astype(_FLOAT)), _stop(sine.astype(_FLOAT))
+    angles = _stop(_cast(cosine, _FLOAT)), _stop(_cast(sine, _FLOAT))
     return _rotary(heads, angles[0], angles[1], _constants(float(interleaved))).reshape(x.shape)
 
 
@@ -243,8 +244,8 @@ _trained_biased = _operation("dense_trained_biased", 3, 1, _trained_biased_bprop
 def dense_trained(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """As `kernels.dense_trained`."""
     if bias is None:
-        return _trained(x, weight.astype(_FLOAT))
-    return _trained_biased(x, weight.astype(_FLOAT), bias.astype(_FLOAT))
+        return _trained(x, _cast(weight, _FLOAT))
+    return _trained_biased(x, _cast(weight, _FLOAT), _cast(bias, _FLOAT))
 
 
 def _lora_operations() -> tuple[Any, Any, Any]:
@@ -355,10 +356,10 @@ _round_rows = _operation("round_rows", 1, bprop=_round_rows_bprop)
 
 def dense_frozen(x: Tensor, weight: Tensor, bias: Tensor | None, trains_bias: bool, kind: str) -> Tensor:
     """As `kernels.dense_frozen`, with products as `kind` says."""
-    frozen = _stop(weight.astype(_FLOAT))
+    frozen = _stop(_cast(weight, _FLOAT))
     if bias is None:
         return _dense_bf16(x, frozen) if kind == "bf16" else _dense(x, frozen)
-    shift = bias.astype(_FLOAT)
+    shift = _cast(bias, _FLOAT)
     if trains_bias:
         return _shifted_bf16(x, frozen, shift) if kind == "bf16" else _shifted(x, frozen, shift)
     return _biased_bf16(x, frozen, _stop(shift)) if kind == "bf16" else _biased(x, frozen, _stop(shift))
@@ -375,13 +376,13 @@ def lora_dense(
     kind: str,
 ) -> Tensor:
     """As `kernels.lora_dense`, with the frozen product as `kind` says."""
-    frozen, factor = _stop(weight.astype(_FLOAT)), _stop(scale.astype(_FLOAT))
-    down, up = lora_a.astype(_FLOAT), lora_b.astype(_FLOAT)
+    frozen, factor = _stop(_cast(weight, _FLOAT)), _stop(_cast(scale, _FLOAT))
+    down, up = _cast(lora_a, _FLOAT), _cast(lora_b, _FLOAT)
     if kind == "bf16":
         return _rounding_lora(x, frozen, bias, down, up, factor, trains_bias)
     if bias is None:
         return _lora(x, frozen, down, up, factor)[0]
-    shift = bias.astype(_FLOAT)
+    shift = _cast(bias, _FLOAT)
     if trains_bias:
         return _shifted_lora(x, frozen, down, up, factor, shift)[0]
     return _biased_lora(x, frozen, down, up, factor, _stop(shift))[0]
@@ -393,7 +394,7 @@ def _rounding_lora(
     rounded = _round_rows(_stop(x))
     if bias is None:
         return _lora_bf16(x, weight, down, up, factor, rounded)[0]
-    shift = bias.astype(_FLOAT)
+    shift = _cast(bias, _FLOAT)
     if trains_bias:
         return _shifted_lora_bf16(x, weight, down, up, factor, rounded, shift)[0]
     return _biased_lora_bf16(x, weight, down, up, factor, rounded, _stop(shift))[0]
@@ -455,14 +456,14 @@ def attention(
     batch, queries, width = query.shape
     size = width // num_heads
     heads = query.reshape((batch, queries, num_heads, size))
-    key_heads = key.astype(_FLOAT).reshape((batch, key.shape[1], num_key_heads, size))
-    value_heads = value.astype(_FLOAT).reshape((batch, key.shape[1], num_key_heads, size))
+    key_heads = _cast(key, _FLOAT).reshape((batch, key.shape[1], num_key_heads, size))
+    value_heads = _cast(value, _FLOAT).reshape((batch, key.shape[1], num_key_heads, size))
     settings = _constants(float(causal), size**-0.5)
     if mask is None:
         attend = _attention_bf16 if kind == "bf16" else _attention
         return attend(heads, key_heads, value_heads, settings)[0].reshape(query.shape)
     attend = _masked_attention_bf16 if kind == "bf16" else _masked_attention
-    return attend(heads, key_heads, value_heads, settings, _stop(mask.astype(_FLOAT)))[0].reshape(query.shape)
+    return attend(heads, key_heads, value_heads, settings, _stop(_cast(mask, _FLOAT)))[0].reshape(query.shape)
 
 
 _row_losses_back = _operation("cross_entropy_back", 4)

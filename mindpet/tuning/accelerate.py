@@ -189,14 +189,13 @@ class _NativeDense(_Twin):
     def construct(self: Any, x: Tensor) -> Tensor:
         if not self.is_native or native_kind(x.dtype) == "off":
             return self.plain(x)
-        rows = x.reshape((-1, x.shape[-1]))
         if self.trains_weight:
-            output = kernels.dense_trained(rows, self.weight, self.bias)
+            output = kernels.dense_trained(x, self.weight, self.bias)
         else:
-            output = kernels.dense_frozen(rows, self.weight, self.bias, self.trains_bias)
+            output = kernels.dense_frozen(x, self.weight, self.bias, self.trains_bias)
         if self.activation_flag:
-            output = self.activation(output)
-        return output.reshape(x.shape[:-1] + (output.shape[-1],))  # noqa: RUF005, graph mode knows only +
+            output = self.activation(output.reshape((-1, output.shape[-1]))).reshape(output.shape)
+        return output
 
     @property
     def trains_weight(self: Any) -> bool:
@@ -228,14 +227,16 @@ class _FusedLoRA(_FrozenBase):
     """LoRA with its branch inside the product with the frozen weight, unless dropout comes between."""
 
     def construct(self: Any, x: Tensor) -> Tensor:
-        rows = self.to_rows(x)
-        if not self.is_fused or native_kind(rows.dtype) == "off":
+        if not self.is_fused or native_kind(x.dtype) == "off":
+            rows = self.to_rows(x)
             return self.finish(self.add(self.base_product(rows), self.branch(rows)), x)
         refuse_merged_training(self)
         scale = self.cast(self.scaling, self.compute_dtype)
         lora_a, lora_b = self.mindpet_delta_lora_a, self.mindpet_delta_lora_b
-        output = kernels.lora_dense(rows, self.weight, self.bias, lora_a, lora_b, scale, self.trains_bias)
-        return self.finish(output, x)
+        output = kernels.lora_dense(x, self.weight, self.bias, lora_a, lora_b, scale, self.trains_bias)
+        if self.activation_flag:
+            output = self.finish(output.reshape((-1, output.shape[-1])), x)
+        return output
 
     @property
     def is_fused(self: Any) -> bool:
