@@ -39,7 +39,7 @@ __all__ = ["Outcome", "finetune"]
 
 _NOT_IN_THE_CARD = {
     *("method", "trainable_params", "total_params", "trainable_ratio", "static_memory_mb", "peak_memory_mb"),
-    *("step_ms_median", "compile_seconds", "skipped_steps", "padding_share"),
+    *("step_ms_median", "compile_seconds", "waiting_share", "skipped_steps", "padding_share"),
 }
 
 

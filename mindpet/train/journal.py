@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -106,17 +107,20 @@ class Journal:
         self._save_state(position)
 
     def timings(self) -> dict[str, float | None]:
-        """Return the time of a usual step, of all steps, and what compiling added to the steps that compiled.
+        """Return the time of a usual step, of all steps, and what compiling and waiting for batches added to them.
 
-        Where every step has compiled, nothing tells what a usual step takes: two of them are None then.
+        Where every step has compiled, nothing tells what a usual step takes: what depends on it is None then.
         """
         usual = [record.seconds for record in self._records if not record.compiled]
-        median = statistics.median(usual) if usual else None
-        compiling = [record.seconds for record in self._records if record.compiled]
+        seconds = sum(record.seconds for record in self._records)
+        waited = sum(record.waited for record in self._records)
+        median = statistics.median(usual) if usual else math.nan
+        compiling = sum(max(record.seconds - median, 0.0) for record in self._records if record.compiled)
         return {
-            "step_ms_median": None if median is None else median * 1e3,
-            "train_seconds": sum(record.seconds for record in self._records),
-            "compile_seconds": None if median is None else sum(max(seconds - median, 0.0) for seconds in compiling),
+            "step_ms_median": median * 1e3 if usual else None,
+            "train_seconds": seconds,
+            "compile_seconds": compiling if usual else None,
+            "waiting_share": waited / (waited + seconds - compiling) if usual else None,
             "skipped_steps": sum(record.skipped for record in self._records),
         }
 

@@ -120,12 +120,14 @@ class _Loop:
         """Run an epoch of which `before` steps are done; tell whether it came to its end."""
         progress = self.context.original_args()
         progress.cur_epoch_num = epoch
+        asked = time.perf_counter()
         for done, batch in enumerate(self.batches.epoch(epoch - 1, before), start=before + 1):
             progress.cur_step_num += 1
-            record = self.taker.take(batch, epoch, progress.cur_step_num)
+            record = self.taker.take(batch, time.perf_counter() - asked, epoch, progress.cur_step_num)
             stopped = self._after_step(record, Position(epoch, done))
             if stopped:
                 return False
+            asked = time.perf_counter()
         self.observer.after_epoch(epoch)
         self.observer.save(Position(epoch + 1))
         return True
@@ -155,7 +157,7 @@ class _StepTaker:
         self._observer = observer
         self._shapes: set[tuple[int, ...]] = set()
 
-    def take(self, batch: Any, epoch: int, number: int) -> StepRecord:
+    def take(self, batch: Any, waited: float, epoch: int, number: int) -> StepRecord:
         """Take step number `number`; a DivergedError says that its loss is not finite."""
         shape = batch.input_ids.shape
         compiles = shape not in self._shapes
@@ -171,6 +173,7 @@ class _StepTaker:
             texts=int(np.sum(batch.indices >= 0)),
             seconds=time.perf_counter() - start,
             compiled=compiles,
+            waited=waited,
             **outcome._asdict(),
         )
         _check_loss(record)

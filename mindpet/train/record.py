@@ -22,6 +22,7 @@ class StepRecord:
         compiled: Whether the graph was compiled for it, because its shape was new.
         skipped: Whether the update was skipped, because a float16 gradient overflowed.
         loss_scale: The factor that the loss was multiplied by; 1 without loss scaling.
+        waited: How many seconds it took to get its batch, before the step began.
     """
 
     step: int
@@ -33,6 +34,7 @@ class StepRecord:
     compiled: bool
     skipped: bool
     loss_scale: float
+    waited: float
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name."""

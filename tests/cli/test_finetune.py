@@ -19,7 +19,7 @@ FAST = ("lora", "bitfit", "full")  # the others differ from LoRA in what tests/t
 METRICS = {
     *("method", "seed", "epochs", "trainable_params", "total_params", "trainable_ratio", "accuracy"),
     *("baseline_accuracy", "probe_accuracy", "static_memory_mb", "peak_memory_mb", "step_ms_median"),
-    *("train_seconds", "compile_seconds"),
+    *("train_seconds", "compile_seconds", "waiting_share"),
 }
 
 

@@ -9,6 +9,7 @@ from mindspore import dtype as mstype
 from mindspore.train import Callback
 
 from mindpet.data.batches import Batches
+from mindpet.train import loop
 from mindpet.train.interrupt import catch_stop_signals
 from mindpet.train.loop import Position, train
 from mindpet.train.ranks import Ranks
@@ -18,9 +19,9 @@ from mindpet.utils.exceptions import DivergedError
 EPOCHS = 2
 
 
-def _batches():
+def _batches(kind=Batches):
     ids = [np.array([2, n, 3], np.int32) for n in range(5, 15)]
-    return Batches(ids, np.arange(10, dtype=np.int32) % 2, batch_size=4, widths=(3,), pad_id=0, seed=1)
+    return kind(ids, np.arange(10, dtype=np.int32) % 2, batch_size=4, widths=(3,), pad_id=0, seed=1)
 
 
 class _Recorder(Callback):
@@ -82,9 +83,42 @@ class _RememberingStep(_FakeStep):
         return super().__call__(batch)
 
 
-def _train(step, recorder, **more):
-    rates = [0.1] * (EPOCHS * _batches().steps_per_epoch)
-    return train(step, _batches(), epochs=EPOCHS, learning_rates=rates, callbacks=[recorder], observer=recorder, **more)
+def _train(step, recorder, batches=None, **more):
+    batches = batches or _batches()
+    rates = [0.1] * (EPOCHS * batches.steps_per_epoch)
+    return train(step, batches, epochs=EPOCHS, learning_rates=rates, callbacks=[recorder], observer=recorder, **more)
+
+
+class _Clock:
+    """Shows the seconds that were let pass."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def let_pass(self, seconds):
+        self.now += seconds
+
+
+class _TimedBatches(Batches):
+    """Takes 2 seconds of `clock` to shuffle and to make a batch."""
+
+    def epoch(self, number, start=0):
+        self.clock.let_pass(2)
+        for batch in super().epoch(number, start):
+            yield batch
+            self.clock.let_pass(2)
+
+
+def test_a_step_knows_how_long_it_took_and_how_long_it_waited_for_its_batch(monkeypatch):
+    clock, recorder = _Clock(), _Recorder()
+    monkeypatch.setattr(loop, "time", clock)
+    batches = _batches(_TimedBatches)
+    batches.clock = clock
+    assert _train(_FakeStep(during=lambda _: clock.let_pass(5)), recorder, batches)
+    assert [(record.waited, record.seconds) for record in recorder.records] == [(2, 5)] * len(recorder.records)
 
 
 def test_the_loop_tells_of_each_step_and_epoch_in_order():
