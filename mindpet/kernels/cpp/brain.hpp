@@ -70,7 +70,7 @@ inline void pack_pairs(Matrix b, long depth, long columns, Pair* panel) {
 template <int ROWS, int VECTORS>
 inline void tile_pairs(PairMatrix a, const Pair* panel, long depth, float* c, long c_row, bool add) {
   __m512 sums[ROWS][VECTORS];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 3
     for (int j = 0; j < VECTORS; ++j) {
@@ -82,7 +82,7 @@ inline void tile_pairs(PairMatrix a, const Pair* panel, long depth, float* c, lo
     for (int j = 0; j < VECTORS; ++j) {
       columns[j] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(panel + k * PANEL + j * WIDTH));
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i) {
       const __m512bh element =
           reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(a.data[i * a.row + k])));
@@ -90,7 +90,7 @@ inline void tile_pairs(PairMatrix a, const Pair* panel, long depth, float* c, lo
       for (int j = 0; j < VECTORS; ++j) sums[i][j] = _mm512_dpbf16_ps(sums[i][j], element, columns[j]);
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 3
     for (int j = 0; j < VECTORS; ++j) _mm512_storeu_ps(c + i * c_row + j * WIDTH, sums[i][j]);

@@ -97,7 +97,7 @@ inline void pack(Matrix b, long depth, long columns, float* panel) {
 template <int ROWS, int VECTORS>
 inline void tile(Matrix a, const float* panel, long depth, float* c, long c_row, bool add, long panel_row = PANEL) {
   Floats sums[ROWS][VECTORS];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 3
     for (int j = 0; j < VECTORS; ++j) sums[i][j] = add ? load(c + i * c_row + j * WIDTH) : Floats{};
@@ -105,14 +105,14 @@ inline void tile(Matrix a, const float* panel, long depth, float* c, long c_row,
     Floats columns[VECTORS];
 #pragma GCC unroll 3
     for (int j = 0; j < VECTORS; ++j) columns[j] = load(panel + k * panel_row + j * WIDTH);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i) {
       const Floats element = fill(a.data[i * a.row + k * a.column]);
 #pragma GCC unroll 3
       for (int j = 0; j < VECTORS; ++j) sums[i][j] += element * columns[j];
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 3
     for (int j = 0; j < VECTORS; ++j) store(c + i * c_row + j * WIDTH, sums[i][j]);
@@ -122,17 +122,18 @@ inline void tile(Matrix a, const float* panel, long depth, float* c, long c_row,
 template <class Tiles, int VECTORS>
 inline void multiply_vectors(long rows, typename Tiles::Left a, const typename Tiles::Element* panel, long depth,
                              float* c, long c_row, long columns, bool add) {
-  float border[TILE_ROWS * VECTORS * WIDTH];
+  constexpr long HEIGHT = VECTORS == 1 ? 2 * TILE_ROWS : TILE_ROWS;  // one vector leaves registers for more rows
+  float border[HEIGHT * VECTORS * WIDTH];
   for (long i = 0; i < rows;) {
-    const bool whole = rows - i >= TILE_ROWS;
-    const long height = whole ? TILE_ROWS : 1;
+    const bool whole = rows - i >= HEIGHT;
+    const long height = whole ? HEIGHT : 1;
     float* target = c + i * c_row;
     const bool direct = columns == VECTORS * WIDTH;
     float* out = direct ? target : border;
     const long out_row = direct ? c_row : VECTORS * WIDTH;
     for (long r = 0; !direct && add && r < height; ++r) std::copy_n(target + r * c_row, columns, out + r * out_row);
     if (whole) {
-      Tiles::template tile<TILE_ROWS, VECTORS>(a.from(i, 0), panel, depth, out, out_row, add);
+      Tiles::template tile<HEIGHT, VECTORS>(a.from(i, 0), panel, depth, out, out_row, add);
     } else {
       Tiles::template tile<1, VECTORS>(a.from(i, 0), panel, depth, out, out_row, add);
     }
@@ -227,34 +228,42 @@ struct Term {
   long depth;
 };
 
-struct NoFinish {
+struct Nothing {
   void operator()(const Part&) const {}
 };
 
-// Adds a term's part to c, or puts it there, by the calling thread alone. A term without depth is 0.
-template <class Tiles>
-inline void add_term(const Part& part, const Term<Tiles>& term, float* c, long c_row, bool add) {
-  if (term.depth == 0 && add) return;
+// Puts a term's part into c[rows, columns], by the calling thread alone; without depth it is 0. `then(band)` is called
+// for each BAND of rows once it is computed, while it is in the cache.
+template <class Tiles, class Then = Nothing>
+inline void compute_part(const Part& part, const Term<Tiles>& term, float* c, long columns, Then then = {}) {
   auto* panel = static_cast<typename Tiles::Element*>(mindpet::scratch(0, DEPTH * PANEL * sizeof(float)));
   for (long k = 0; k == 0 || k < term.depth; k += Tiles::DEPTH_OF_PANEL) {
     const long depth = std::min(Tiles::DEPTH_OF_PANEL, term.depth - k);
     Tiles::pack(term.b.from(k, part.column), depth, part.columns, panel);
-    multiply<Tiles>(part.rows, term.a.from(part.row, k), panel, depth, c, c_row, part.columns, add || k > 0);
+    for (long row = part.row; row < part.row + part.rows; row += BAND) {
+      const Part band = {row, std::min(BAND, part.row + part.rows - row), part.column, part.columns};
+      float* target = c + row * columns + part.column;
+      multiply<Tiles>(band.rows, term.a.from(row, k), panel, depth, target, columns, part.columns, k > 0);
+      if (k + depth >= term.depth) then(band);
+    }
   }
 }
 
 // c[rows, columns] = the product of `term`, plus that of `more` unless its depth is 0, in parallel. `finish(part)` is
 // called for each piece of c once it is complete, while it is in the cache.
-template <class Tiles, class Finish = NoFinish>
+template <class Tiles, class Finish = Nothing>
 inline void product(long rows, long columns, const Term<Tiles>& term, const Term<FloatTiles>& more, float* c,
                     Finish finish = {}) {
   for_parts(rows, columns, [&](const Part& part) {
-    float* target = c + part.row * columns + part.column;
-    add_term(part, term, target, columns, false);
-    add_term(part, more, target, columns, true);
-    for (long i = 0; i < part.rows; i += BAND) {
-      finish(Part{part.row + i, std::min(BAND, part.rows - i), part.column, part.columns});
-    }
+    auto* panel = static_cast<float*>(mindpet::scratch(1, static_cast<std::size_t>(more.depth * PANEL) * sizeof(float)));
+    pack(more.b.from(0, part.column), more.depth, part.columns, panel);
+    compute_part(part, term, c, columns, [&](const Part& band) {
+      float* target = c + band.row * columns + band.column;
+      if (more.depth > 0) {
+        multiply<FloatTiles>(band.rows, more.a.from(band.row, 0), panel, more.depth, target, columns, band.columns, true);
+      }
+      finish(band);
+    });
   });
 }
 
@@ -266,7 +275,7 @@ inline void thin_product(long rows, long columns, Matrix a, const float* b, long
     const long column = index * PANEL;
     const Part part = {0, rows, column, std::min(PANEL, columns - column)};
     if (part.columns < PANEL || depth == 0) {
-      add_term(part, Term<FloatTiles>{a, row_major(b, columns), depth}, c + column, columns, false);
+      compute_part(part, Term<FloatTiles>{a, row_major(b, columns), depth}, c, columns);
       return;
     }
     long i = 0;
