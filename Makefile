@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow test-full test-planner test-native lint format docs bench clean
+.PHONY: demo test test-slow test-full test-planner test-native lint format docs bench mindpet-1 clean
 
 # METHOD=bitfit, or another one of `mindpet demo --help`, is tuned instead of LoRA.
 demo: $(VENV)/.package
@@ -44,8 +44,11 @@ docs: $(VENV)/.docs
 bench: $(VENV)/.reference
 	$(BIN)/python benchmarks/step_time.py
 
+# MindPet 1.0.4 for `make bench` to measure it too; benchmarks/README.md says why with these versions.
+mindpet-1: .venv-mindpet-1/.installed
+
 clean:
-	rm -rf $(VENV) build dist site *.egg-info
+	rm -rf $(VENV) .venv-mindpet-1 build dist site *.egg-info
 
 $(VENV)/.package: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -54,4 +57,9 @@ $(VENV)/.package: pyproject.toml
 
 $(VENV)/.dev $(VENV)/.docs $(VENV)/.reference: $(VENV)/.%: $(VENV)/.package
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch $@
+
+.venv-mindpet-1/.installed:
+	$(PYTHON) -m venv .venv-mindpet-1
+	.venv-mindpet-1/bin/python -m pip install --quiet mindpet==1.0.4 mindformers==1.3.2 mindspore==2.7.0
 	touch $@

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from plan import Plan
 
 from mindpet.data.batches import Batch, Batches, length_buckets
 from mindpet.data.language import LanguageBatch
@@ -20,62 +21,19 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "ALPHA",
     "BOTTLENECK",
     "CASES",
     "FACTOR",
-    "HEAD",
-    "METHODS",
     "TINY_CASES",
     "TOKENS",
     "Case",
-    "Plan",
-    "R",
     "grown",
     "prepare",
-    "read_batches",
-    "read_plan",
     "tell",
 ]
 
 SEED = 0
-METHODS = ("lora", "full", "adapter", "low_rank_adapter", "bitfit", "ptuning2")
-R, ALPHA = 8, 16
 BOTTLENECK, FACTOR, TOKENS = 64, 32, 16  # of adapters, low-rank adapters and P-Tuning v2
-HEAD = "classifier"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The numbers of a run that are no arrays.
-
-    Attributes:
-        title: What is trained, in a few words.
-        learning_rate: Peak learning rate of the method.
-        head_learning_rate: Peak learning rate of the head.
-        targets: The layers that LoRA adapts.
-        pooling: What the head sees, 'mean' or 'pooler'; None for a language model.
-        num_labels: Number of classes; of a language model 0.
-        method: One of METHODS.
-        rank: LoRA's.
-        warmup_ratio: Share of the steps over which the learning rates rise.
-        weight_decay: Decay of matrices; vectors are not decayed.
-        steps: Number of steps of the run, over which the learning rates rise and fall.
-        schedule: The learning rate of each step as a share of the peak.
-    """
-
-    title: str
-    learning_rate: float
-    head_learning_rate: float
-    targets: tuple[str, ...] = ("query", "value")
-    pooling: str | None = None
-    num_labels: int = 0
-    method: str = METHODS[0]
-    rank: int = R
-    warmup_ratio: float = 0.1
-    weight_decay: float = 0.01
-    steps: int = 0
-    schedule: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,20 +78,6 @@ def prepare(case: Case, steps: int, folder: Path) -> None:
     schedule = linear_schedule(1.0, steps, case.plan.warmup_ratio)
     plan = asdict(case.plan) | {"steps": steps, "schedule": schedule}
     (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
-
-
-def read_plan(folder: Path) -> Plan:
-    """Return the plan that `prepare` wrote."""
-    return Plan(**json.loads((folder / "plan.json").read_text(encoding="utf-8")))
-
-
-def read_batches(folder: Path) -> list[Any]:
-    """Return the batches that `prepare` wrote."""
-    from safetensors.numpy import load_file
-
-    arrays = load_file(folder / "batches.safetensors")
-    kind = Batch if "token_type_ids" in arrays else LanguageBatch
-    return [kind(*rows) for rows in zip(*(arrays[name] for name in kind._fields), strict=True)]
 
 
 def tell(what: str) -> None:

@@ -16,7 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
-from cases import CASES, METHODS, TINY_CASES, prepare, read_batches, read_plan, tell
+from cases import CASES, TINY_CASES, prepare, tell
+from plan import METHODS, read_batches, read_plan
 from rich import box
 from rich.console import Console
 from rich.table import Table

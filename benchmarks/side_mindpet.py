@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import mindspore
-from cases import ALPHA, BOTTLENECK, FACTOR, HEAD, TOKENS, Plan
+from cases import BOTTLENECK, FACTOR, TOKENS
 from mindspore import Tensor, nn
+from plan import ALPHA, HEAD, Plan
 from safetensors.numpy import load_file
 
 from mindpet import kernels
@@ -21,7 +22,9 @@ from mindpet.tuning.accelerate import accelerate
 from mindpet.tuning.attach import get_peft_model
 from mindpet.tuning.registry import METHODS
 
-__all__ = ["build_step"]
+__all__ = ["PACKAGES", "build_step"]
+
+PACKAGES = ("mindpet", "mindspore")  # whose versions are noted
 
 
 def build_step(folder: Path, plan: Plan, kind: str = "f32", graph: bool = True) -> Callable[[Any], float]:

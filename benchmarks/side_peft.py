@@ -12,11 +12,14 @@ import numpy as np
 import peft
 import torch
 import transformers
-from cases import ALPHA, BOTTLENECK, FACTOR, HEAD, TOKENS, Plan
+from cases import BOTTLENECK, FACTOR, TOKENS
+from plan import ALPHA, HEAD, Plan
 from safetensors.torch import load_file
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-__all__ = ["attach", "build_step", "starting_values"]
+__all__ = ["PACKAGES", "attach", "build_step", "starting_values"]
+
+PACKAGES = ("torch", "transformers", "peft")  # whose versions are noted
 
 # Those of mindspore.nn.AdamWeightDecay.
 _BETAS = (0.9, 0.999)

@@ -22,7 +22,8 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from cases import CASES, METHODS, TINY_CASES, Case, prepare, read_batches, tell
+from cases import CASES, TINY_CASES, Case, prepare, tell
+from plan import METHODS, read_batches
 from rates import product_rates
 from rich import box
 from rich.console import Console
@@ -32,6 +33,7 @@ from worker import Turn, Worker, run_apart
 from mindpet.utils.environment import usable_cores
 
 COMPARED_LOSSES = 20
+MINDPET_1 = Path(__file__).parents[1] / ".venv-mindpet-1"
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,14 @@ class Side:
         tolerance: How far its first losses may be from those of PEFT in float32, relatively; None where that says
             nothing about mindpet.
         everywhere: Whether it is measured in every case and with every method, or only if it is named.
+        python: The interpreter of an environment of its own, which `make mindpet-1` makes.
     """
 
     module: str
     options: dict[str, Any]
     tolerance: float | None
     everywhere: bool = True
+    python: Path | None = None
 
 
 REFERENCE, REFERENCE_BF16 = "PEFT f32", "PEFT bf16"
@@ -62,6 +66,7 @@ SIDES = {
     REFERENCE_BF16: Side("side_peft", {"brain": True}, None),
     "PEFT f32 compiled": Side("side_peft", {"compiled": True}, None, everywhere=False),
     "PEFT bf16 compiled": Side("side_peft", {"brain": True, "compiled": True}, None, everywhere=False),
+    "MindPet 1.0.4": Side("side_mindpet_1", {}, 1e-4, everywhere=False, python=MINDPET_1 / "bin" / "python"),
 }
 # What is measured when nothing is named: each method on BERT-base, LoRA on the others, all sides on the first.
 DEFAULT = [("bert-base", method) for method in METHODS] + [("headlines", "lora"), ("smollm2", "lora")]
@@ -144,7 +149,10 @@ def measure(name: str, case: Case, sides: Sequence[str], rounds: int, steps: int
                 except RuntimeError as error:
                     failed[side] = str(error)
                     del workers[side]
-        figures = {side: summarise(turns[side], worker.close()) for side, worker in workers.items()}
+        figures = {
+            side: summarise(turns[side], worker.close()) | {"versions": worker.versions}
+            for side, worker in workers.items()
+        }
     differences = compare(figures)
     rows, length = batches[0].input_ids.shape
     return {
@@ -163,8 +171,12 @@ def start(name: str, sides: Sequence[str], folder: Path) -> tuple[dict[str, Work
     workers, failed = {}, {}
     for side in sides:
         tell(f"{name}: loading {side}")
+        python = SIDES[side].python
+        if python and not python.exists():
+            failed[side] = f"there is no {python.relative_to(MINDPET_1.parent)}; `make mindpet-1` makes it"
+            continue
         try:
-            workers[side] = Worker(SIDES[side].module, folder, SIDES[side].options)
+            workers[side] = Worker(SIDES[side].module, folder, SIDES[side].options, python)
         except RuntimeError as error:
             failed[side] = str(error)
     return workers, failed
@@ -245,6 +257,10 @@ def report(machine: dict[str, str], results: dict[str, dict[str, Any]]) -> str:
         for name, result in results.items():
             console.print(f"\n## {name}\n\n{result['title']}, {result['padding']:.0%} padding\n")
             console.print(figures_table(result))
+            for side, figures in result["sides"].items():
+                if SIDES[side].python:
+                    versions = ", ".join(f"{package} {version}" for package, version in figures["versions"].items())
+                    console.print(f"{side} runs in an environment of its own: {versions}.")
             for side, problem in result["failed"].items():
                 console.print(f"{side} does not run: {problem}")
             apart = ", ".join(f"{side} {far:.1e}" for side, far in result["loss_differences"].items())

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
+import contextlib
+import json
 import multiprocessing
-import resource
+import os
+import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from cases import read_batches, read_plan
+from turns import Turn
 
 __all__ = ["Turn", "Worker", "run_apart"]
 
 # A fork would share what the parent has imported, and count it in the memory of both sides.
 _PROCESSES = multiprocessing.get_context("spawn")
-
-
-class Turn(NamedTuple):
-    """What a worker did when it was told to take steps.
-
-    Attributes:
-        losses: The loss of each step.
-        seconds: How long each step took, from the batch's arrays to the loss as a Python number.
-        busy: Processor seconds of all threads during the turn.
-        idle_busy: Processor seconds of all threads since the turn before, while the worker was waiting.
-    """
-
-    losses: list[float]
-    seconds: list[float]
-    busy: float
-    idle_busy: float
+_TURNS = Path(__file__).with_name("turns.py")
 
 
 class Worker:
@@ -44,38 +29,52 @@ class Worker:
         side: The module that builds the step.
         folder: What `prepare` wrote.
         options: For its `build_step`.
+        python: The interpreter of another environment, which sees neither the packages of this one nor its files.
+
+    Attributes:
+        versions: Of the interpreter and of the side's packages.
     """
 
-    def __init__(self, side: str, folder: Path, options: dict[str, Any]) -> None:
-        self._side = side
-        self._connection, theirs = _PROCESSES.Pipe()
-        self._process = _PROCESSES.Process(target=_serve, args=(theirs, side, folder, options), daemon=True)
-        self._process.start()
-        theirs.close()
-        self._receive()
+    def __init__(self, side: str, folder: Path, options: dict[str, Any], python: Path | None = None) -> None:
+        elsewhere = {} if python is None else {"env": _environment_without_ours(folder), "cwd": folder}
+        self._process = subprocess.Popen(
+            [python or sys.executable, _TURNS, side, folder, json.dumps(options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            **elsewhere,
+        )
+        self.versions: dict[str, str] = self._receive()
 
     def take_steps(self, count: int) -> Turn:
         """Take `count` steps."""
-        self._connection.send(count)
-        return self._receive()
+        return Turn(*self._ask(count))
 
     def close(self) -> float:
         """End the process; return its peak of resident memory in MB (1,000,000 bytes)."""
-        self._connection.send(0)
-        peak = self._receive()
-        self._process.join()
+        peak = self._ask(0)
+        self._end()
         return peak
 
+    def _ask(self, count: int) -> Any:
+        with contextlib.suppress(BrokenPipeError):  # the process has ended: `_receive` says how
+            print(count, file=self._process.stdin, flush=True)
+        return self._receive()
+
     def _receive(self) -> Any:
-        try:
-            answer = self._connection.recv()
-        except EOFError:
-            self._process.join()
-            raise RuntimeError(f"its process ended with code {self._process.exitcode}") from None
-        if isinstance(answer, Exception):
-            self._process.join()
-            raise RuntimeError(f"{type(answer).__name__}: {str(answer).strip().splitlines()[0]}") from answer
-        return answer
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"its process ended with code {self._end()}")
+        answer = json.loads(line)
+        if "error" in answer:
+            self._end()
+            raise RuntimeError(answer["error"].strip().splitlines()[0])
+        return answer["answer"]
+
+    def _end(self) -> int:
+        """Wait until the process has ended; return its exit code."""
+        self._process.communicate()
+        return self._process.returncode
 
 
 def run_apart(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -84,34 +83,6 @@ def run_apart(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def _serve(connection: Connection, side: str, folder: Path, options: dict[str, Any]) -> None:
-    """Build the step, say so, and take as many steps as each message asks for until one asks for none."""
-    try:
-        _take_turns(connection, importlib.import_module(side), folder, options)
-    except Exception as error:  # the parent reports it
-        connection.send(RuntimeError(f"{type(error).__name__}: {error}"))
-        raise
-
-
-def _take_turns(connection: Connection, side: Any, folder: Path, options: dict[str, Any]) -> None:
-    step = side.build_step(folder, read_plan(folder), **options)
-    batches = read_batches(folder)
-    connection.send("ready")
-    taken, rested = 0, time.process_time()
-    while count := connection.recv():
-        woken = time.process_time()
-        losses, seconds = [], []
-        for number in range(taken, taken + count):
-            start = time.perf_counter()
-            losses.append(step(batches[number % len(batches)]))
-            seconds.append(time.perf_counter() - start)
-        taken += count
-        slept, rested = woken - rested, time.process_time()
-        connection.send(Turn(losses, seconds, rested - woken, slept))
-    connection.send(_peak_megabytes())
-
-
-def _peak_megabytes() -> float:
-    """Return the largest resident size of this process; mindpet's own function would import MindSpore."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+def _environment_without_ours(folder: Path) -> dict[str, str]:
+    """Return the environment variables, without those that lead to our packages; logs go to `folder`."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HOME": str(folder)}

@@ -41,6 +41,18 @@ def test_both_sides_do_the_same_work(tmp_path, case):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not (BENCHMARKS.parent / ".venv-mindpet-1").exists(), reason="needs `make mindpet-1`")
+def test_mindpet_1_does_the_same_work():
+    sides = ("--side", "MindPet 1.0.4", "--side", "PEFT f32")
+    written = run("step_time.py", "--case", "bert-base", "--method", "lora", *sides, "--rounds", 7)
+    assert "| MindPet 1.0.4 |" in written
+    assert re.search(
+        r"MindPet 1\.0\.4 runs in .*: Python [\d.]+, mindpet 1\.0\.4, mindspore [\d.]+, mindformers ", written
+    )
+    assert re.search(r"from those of PEFT f32: MindPet 1\.0\.4 [\d.]+e-0[5-9]\.", written)
+
+
+@pytest.mark.slow
 def test_the_profile_names_what_a_step_consists_of():
     written = run("profile_ops.py")
     assert re.search(r"NativeLoRADense, native +\| forward +\| +4 ", written)
@@ -62,3 +74,17 @@ def test_loss_difference(monkeypatch, ours, theirs, expected):
     import step_time
 
     assert step_time.loss_difference(ours, theirs) == pytest.approx(expected, nan_ok=True)
+
+
+def test_the_side_of_mindpet_1_says_how_to_make_its_environment(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import step_time
+
+    missing = step_time.MINDPET_1.parent / ".venv-nowhere" / "bin" / "python"
+    side = step_time.Side("side_mindpet_1", {}, 1e-4, python=missing)
+    monkeypatch.setitem(step_time.SIDES, "MindPet 1.0.4", side)
+    workers, failed = step_time.start("bert-base, lora", ["MindPet 1.0.4"], tmp_path)
+    assert not workers
+    assert failed == {"MindPet 1.0.4": "there is no .venv-nowhere/bin/python; `make mindpet-1` makes it"}
+    result = {"title": "", "padding": 0.0, "sides": {}, "failed": failed, "loss_differences": {}}
+    assert "MindPet 1.0.4 does not run: there is no" in step_time.report({}, {"bert-base, lora": result})
