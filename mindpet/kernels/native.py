@@ -120,11 +120,8 @@ def silu_gate(gate: Tensor, x: Tensor, kind: str) -> Tensor:
     return _silu_gate_bf16(gate, x)[0] if kind == "bf16" else _silu_gate(gate, x)
 
 
-_rms_norm_back = _operation("rms_norm_back", 4, 2)
-
-
 def _layer_norm_operations(suffix: str) -> tuple[Any, Any]:
-    """Return LayerNorm without and with a residual."""
+    """Return LayerNorm without and with a residual, whose gamma and beta are trained."""
     back = _operation("layer_norm_back" + suffix, 4, 3)
 
     def bprop(
@@ -151,6 +148,67 @@ def _layer_norm_operations(suffix: str) -> tuple[Any, Any]:
     )
 
 
+def _frozen_layer_norm_operations(suffix: str) -> tuple[Any, Any]:
+    """Return the same with frozen gamma and beta."""
+    back = _operation("layer_norm_frozen_back" + suffix, 4)
+
+    def bprop(
+        x: Tensor, gamma: Tensor, beta: Tensor, epsilon: Tensor, out: tuple[Tensor, ...], dout: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        return back(dout[0], gamma, out[1], out[2]), gamma, beta, epsilon
+
+    def residual_bprop(
+        x: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        epsilon: Tensor,
+        residual: Tensor,
+        out: tuple[Tensor, ...],
+        dout: tuple[Tensor, ...],
+    ) -> tuple[Tensor, ...]:
+        dx = back(dout[0], gamma, out[1], out[2])
+        return dx, gamma, beta, epsilon, dx
+
+    return (
+        _operation("layer_norm_frozen" + suffix, 4, 3, bprop),
+        _operation("layer_norm_frozen_residual" + suffix, 5, 3, residual_bprop),
+    )
+
+
+_layer_norm, _residual_norm = _layer_norm_operations("")
+_layer_norm_bf16, _residual_norm_bf16 = _layer_norm_operations("_bf16")
+_frozen_norm, _frozen_residual_norm = _frozen_layer_norm_operations("")
+_frozen_norm_bf16, _frozen_residual_norm_bf16 = _frozen_layer_norm_operations("_bf16")
+
+
+def layer_norm(
+    x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, residual: Tensor | None, trains_scale: bool, kind: str
+) -> Tensor:
+    """As `kernels.layer_norm`."""
+    scale, shift, constant = _cast(gamma, _FLOAT), _cast(beta, _FLOAT), _constants(epsilon)
+    if not trains_scale:
+        return _frozen_layer_norm(x, _stop(scale), _stop(shift), constant, residual, kind)
+    if residual is None:
+        normalise = _layer_norm_bf16 if kind == "bf16" else _layer_norm
+        return normalise(x, scale, shift, constant)[0]
+    add_and_normalise = _residual_norm_bf16 if kind == "bf16" else _residual_norm
+    return add_and_normalise(x, scale, shift, constant, _cast(residual, _FLOAT))[0]
+
+
+def _frozen_layer_norm(
+    x: Tensor, scale: Tensor, shift: Tensor, constant: Tensor, residual: Tensor | None, kind: str
+) -> Tensor:
+    if residual is None:
+        normalise = _frozen_norm_bf16 if kind == "bf16" else _frozen_norm
+        return normalise(x, scale, shift, constant)[0]
+    add_and_normalise = _frozen_residual_norm_bf16 if kind == "bf16" else _frozen_residual_norm
+    return add_and_normalise(x, scale, shift, constant, _cast(residual, _FLOAT))[0]
+
+
+_rms_norm_back = _operation("rms_norm_back", 4, 2)
+_frozen_rms_norm_back = _operation("rms_norm_frozen_back", 4)
+
+
 def _rms_norm_bprop(
     x: Tensor, gamma: Tensor, epsilon: Tensor, out: tuple[Tensor, ...], dout: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
@@ -158,24 +216,21 @@ def _rms_norm_bprop(
     return dx, dgamma, epsilon
 
 
-_layer_norm, _residual_norm = _layer_norm_operations("")
-_layer_norm_bf16, _residual_norm_bf16 = _layer_norm_operations("_bf16")
+def _frozen_rms_norm_bprop(
+    x: Tensor, gamma: Tensor, epsilon: Tensor, out: tuple[Tensor, ...], dout: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    return _frozen_rms_norm_back(dout[0], x, gamma, out[1]), gamma, epsilon
+
+
 _rms_norm = _operation("rms_norm", 3, 2, _rms_norm_bprop)
+_frozen_rms_norm = _operation("rms_norm_frozen", 3, 2, _frozen_rms_norm_bprop)
 
 
-def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, residual: Tensor | None, kind: str) -> Tensor:
-    """As `kernels.layer_norm`."""
-    scale, shift, constant = gamma.astype(_FLOAT), beta.astype(_FLOAT), _constants(epsilon)
-    if residual is None:
-        normalise = _layer_norm_bf16 if kind == "bf16" else _layer_norm
-        return normalise(x, scale, shift, constant)[0]
-    add_and_normalise = _residual_norm_bf16 if kind == "bf16" else _residual_norm
-    return add_and_normalise(x, scale, shift, constant, residual.astype(_FLOAT))[0]
-
-
-def rms_norm(x: Tensor, gamma: Tensor, epsilon: float) -> Tensor:
+def rms_norm(x: Tensor, gamma: Tensor, epsilon: float, trains_scale: bool) -> Tensor:
     """As `kernels.rms_norm`."""
-    return _rms_norm(x, gamma.astype(_FLOAT), _constants(epsilon))[0]
+    if trains_scale:
+        return _rms_norm(x, _cast(gamma, _FLOAT), _constants(epsilon))[0]
+    return _frozen_rms_norm(x, _stop(_cast(gamma, _FLOAT)), _constants(epsilon))[0]
 
 
 _rotary_back = _operation("rotary_back", 4)

@@ -97,7 +97,14 @@ def silu_gate(gate: Tensor, x: Tensor) -> Tensor:
     return native.silu_gate(gate, x, kind)
 
 
-def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, residual: Tensor | None = None) -> Tensor:
+def layer_norm(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    epsilon: float,
+    residual: Tensor | None = None,
+    trains_scale: bool = True,
+) -> Tensor:
     """Normalise the last axis, `(x - mean) / sqrt(variance + epsilon) * gamma + beta` (arXiv:1607.06450).
 
     The statistics are taken in float32 whatever the dtype of `x`.
@@ -108,30 +115,32 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, residual:
         beta: Shift (hidden,), any float dtype.
         epsilon: Positive constant added to the variance.
         residual: Of the shape and dtype of `x`; added to it first where given.
+        trains_scale: Whether gamma or beta is trained; otherwise no gradient reaches them.
 
     Returns:
         A tensor of the shape and dtype of `x`.
     """
     kind = native_kind(x.dtype)
     if kind == "off":
-        return plain.layer_norm(x, gamma, beta, epsilon, residual)
-    return native.layer_norm(x, gamma, beta, epsilon, residual, kind)
+        return plain.layer_norm(x, gamma, beta, epsilon, residual, trains_scale)
+    return native.layer_norm(x, gamma, beta, epsilon, residual, trains_scale, kind)
 
 
-def rms_norm(x: Tensor, gamma: Tensor, epsilon: float) -> Tensor:
+def rms_norm(x: Tensor, gamma: Tensor, epsilon: float, trains_scale: bool = True) -> Tensor:
     """Scale the last axis, `x / sqrt(mean(x^2) + epsilon) * gamma` (arXiv:1910.07467), with the mean in float32.
 
     Args:
         x: Float tensor (..., hidden).
         gamma: Scale (hidden,), any float dtype.
         epsilon: Positive constant added to the mean.
+        trains_scale: Whether gamma is trained; otherwise no gradient reaches it.
 
     Returns:
         A tensor of the shape and dtype of `x`.
     """
     if native_kind(x.dtype) == "off":
-        return plain.rms_norm(x, gamma, epsilon)
-    return native.rms_norm(x, gamma, epsilon)
+        return plain.rms_norm(x, gamma, epsilon, trains_scale)
+    return native.rms_norm(x, gamma, epsilon, trains_scale)
 
 
 def rotary(x: Tensor, cosine: Tensor, sine: Tensor, num_heads: int, interleaved: bool = False) -> Tensor:

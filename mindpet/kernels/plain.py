@@ -71,8 +71,12 @@ def silu_gate(gate: Tensor, x: Tensor) -> Tensor:
     return (wide * _sigmoid(wide) * x.astype(mindspore.float32)).astype(gate.dtype)
 
 
-def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, residual: Tensor | None) -> Tensor:
+def layer_norm(
+    x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, residual: Tensor | None, trains_scale: bool
+) -> Tensor:
     """Take the statistics in float32 whatever the dtype of `x`."""
+    if not trains_scale:
+        gamma, beta = ops.stop_gradient(gamma), ops.stop_gradient(beta)
     if residual is not None:
         x = x + residual
     wide = mindspore.float32
@@ -80,8 +84,10 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, residual:
     return normalised.astype(x.dtype)
 
 
-def rms_norm(x: Tensor, gamma: Tensor, epsilon: float) -> Tensor:
+def rms_norm(x: Tensor, gamma: Tensor, epsilon: float, trains_scale: bool) -> Tensor:
     """Take the mean in float32 whatever the dtype of `x`; MindSpore's RmsNorm does not exist on a CPU."""
+    if not trains_scale:
+        gamma = ops.stop_gradient(gamma)
     wide = x.astype(mindspore.float32)
     scale = _rsqrt((wide * wide).mean(axis=-1, keep_dims=True) + epsilon)
     return (wide * scale * gamma.astype(mindspore.float32)).astype(x.dtype)

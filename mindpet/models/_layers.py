@@ -1,6 +1,7 @@
 """MindSpore's own layers with their parameters and names, computing through the kernels."""
 
 from collections.abc import Callable
+from typing import Any
 
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Initializer, Normal, initializer
@@ -38,7 +39,16 @@ class Dense(nn.Dense):
         return kernels.dense(x, self.weight, self.bias)
 
 
-class LayerNorm(nn.LayerNorm):
+class _Norm:
+    """What a graph takes as a constant: of a class that is no Cell, MindSpore evaluates a property."""
+
+    @property
+    def trains_scale(self: Any) -> bool:
+        """Whether one of the cell's own parameters is trained."""
+        return any(parameter.requires_grad for parameter in self.get_parameters())
+
+
+class LayerNorm(_Norm, nn.LayerNorm):
     """`nn.LayerNorm` over the last axis with statistics in float32 and the dtype of its input."""
 
     def __init__(self, width: int, epsilon: float) -> None:
@@ -46,10 +56,10 @@ class LayerNorm(nn.LayerNorm):
 
     def construct(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalise (..., width), the sum of `x` and a residual of its shape where one is given."""
-        return kernels.layer_norm(x, self.gamma, self.beta, self.epsilon, residual)
+        return kernels.layer_norm(x, self.gamma, self.beta, self.epsilon, residual, self.trains_scale)
 
 
-class RMSNorm(nn.Cell):
+class RMSNorm(_Norm, nn.Cell):
     """The last axis divided by its root mean square, with the mean in float32 and the dtype of its input."""
 
     def __init__(self, width: int, epsilon: float) -> None:
@@ -59,7 +69,7 @@ class RMSNorm(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         """Normalise (..., width)."""
-        return kernels.rms_norm(x, self.weight, self.epsilon)
+        return kernels.rms_norm(x, self.weight, self.epsilon, self.trains_scale)
 
 
 def starting_weights(spread: float) -> Initializer | str:

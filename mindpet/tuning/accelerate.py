@@ -154,8 +154,12 @@ class _NativeLayerNorm(_Twin):
 
     def construct(self: Any, x: Tensor) -> Tensor:
         if self.is_native and native_kind(x.dtype) != "off":
-            return kernels.layer_norm(x, self.gamma, self.beta, self.epsilon)
+            return kernels.layer_norm(x, self.gamma, self.beta, self.epsilon, None, self.trains_scale)
         return self.plain(x)
+
+    @property
+    def trains_scale(self: Any) -> bool:
+        return self.gamma.requires_grad or self.beta.requires_grad
 
 
 class _NativeGELU(_Twin):

@@ -71,6 +71,22 @@ def add_residual_and_normalise_formula(x, gamma, beta, residual, epsilon):
     return formulas.layer_norm(x, gamma, beta, epsilon, residual)
 
 
+def frozen_layer_norm(x, gamma, beta, epsilon):
+    return kernels.layer_norm(x, gamma, beta, epsilon, None, False)
+
+
+def add_residual_and_normalise_frozen(x, residual, gamma, beta, epsilon):
+    return kernels.layer_norm(x, gamma, beta, epsilon, residual, False)
+
+
+def add_residual_and_normalise_frozen_formula(x, residual, gamma, beta, epsilon):
+    return formulas.layer_norm(x, gamma, beta, epsilon, residual)
+
+
+def frozen_rms_norm(x, gamma, epsilon):
+    return kernels.rms_norm(x, gamma, epsilon, False)
+
+
 def rotary(x, angles, num_heads, interleaved):
     return kernels.rotary(x, ops.cos(angles), ops.sin(angles), num_heads, interleaved)
 
@@ -122,6 +138,19 @@ CASES = {
         [random(2, 3, 8), random(8), random(8, seed=1), random(2, 3, 8, seed=2)],
         (1e-5,),
     ),
+    "frozen norm": (
+        frozen_layer_norm,
+        formulas.layer_norm,
+        [random(2, 3, 8), random(8), random(8, seed=1)],
+        (1e-5,),
+    ),
+    "frozen norm of a sum": (
+        add_residual_and_normalise_frozen,
+        add_residual_and_normalise_frozen_formula,
+        [random(2, 3, 8), random(2, 3, 8, seed=2), random(8), random(8, seed=1)],
+        (1e-5,),
+    ),
+    "frozen norm, rms": (frozen_rms_norm, formulas.rms_norm, [random(2, 3, 9), random(9)], (1e-5,)),
     "rms_norm": (kernels.rms_norm, formulas.rms_norm, [random(2, 3, 9), random(9)], (1e-5,)),
     "silu_gate": (kernels.silu_gate, formulas.silu_gate, [3 * random(3, 7), random(3, 7, seed=1)], ()),
     "rotary, halves": (rotary, formulas.rotary, [random(2, 3, 12), random(1, 3, 3)], (2, False)),
@@ -170,7 +199,7 @@ CASES |= {
     ),
 }
 # How many of a case's leading tensors are differentiated: masks, angles and frozen weights are none of them.
-DIFFERENTIATED = {"attention": 3, "rotary": 1, "dense_frozen": 1}
+DIFFERENTIATED = {"attention": 3, "rotary": 1, "dense_frozen": 1, "frozen norm": 1, "frozen norm of a sum": 2}
 
 
 def tensors(arrays, dtype=np.float32):

@@ -99,6 +99,23 @@ def test_dense_frozen_hands_nothing_to_its_weight_and_to_a_bias_only_if_it_is_tr
     assert (by_trained.asnumpy() == 2).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("trains_scale", [False, True])
+def test_a_norm_hands_nothing_to_what_is_frozen(mode, kind, trains_scale):
+    kernels.use_kernels(kind)
+
+    def normalise(x, gamma, beta):
+        whole = kernels.layer_norm(x, gamma, beta, 1e-5, None, trains_scale)
+        return whole + kernels.layer_norm(x, gamma, beta, 1e-5, x, trains_scale) + rms(x, gamma)
+
+    def rms(x, gamma):
+        return kernels.rms_norm(x, gamma, 1e-5, trains_scale)
+
+    inputs = float32(random(3, 7), random(7), random(7, seed=1))
+    gradients = mindspore.grad(Weighted(Call(normalise), random(3, 7, seed=2)), (0, 1, 2))(*inputs)
+    assert [bool(one.asnumpy().any()) for one in gradients] == [True, trains_scale, trains_scale]
+
+
 ROUNDED = {
     "gelu": (kernels.gelu, [random(3, 7)], ()),
     "gelu_tanh": (kernels.gelu_tanh, [random(3, 7)], ()),

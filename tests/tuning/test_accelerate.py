@@ -163,6 +163,21 @@ def test_normalisation_and_gelu(mode, name, monkeypatch):
     assert_calls_kernels(cell, mode, monkeypatch)
 
 
+def test_a_frozen_normalisation_gets_no_gradient_until_it_trains_again(mode):
+    cell = OTHERS["layer norm"]()
+    randomise(cell)
+    parameters = mindspore.ParameterTuple([cell.gamma, cell.beta])
+    expected = numbers(cell, parameters)
+    accelerate(cell)
+    for trains in (False, True):
+        for parameter in parameters:
+            parameter.requires_grad = trains
+        found = numbers(cell, parameters)
+        assert_close(found[:2], expected[:2])
+        assert [bool(one.any()) for one in found[2:]] == [trains, trains]
+    assert_close(found, expected)
+
+
 def attached(method="lora", accelerated=True, **fields):
     """Return a small BERT with random values and a moved adapter; equal arguments give equal numbers."""
     mindspore.set_seed(1)

@@ -18,7 +18,7 @@ using mindpet::KeepingKernels;
 using mindpet::RotarySizes;
 
 // To be raised, here and in switch.py, when a function takes other inputs or outputs than before.
-constexpr int INTERFACE = 4;
+constexpr int INTERFACE = 5;
 
 // A call: what `in` and `out` count is the place among inputs and outputs together; a negative one counts from the end.
 struct Call {
@@ -90,10 +90,21 @@ void layer_norm(const Call& call, const KeepingKernels& with, bool has_residual)
                   call.rows(0), call.columns(0));
 }
 
-// dy, gamma, normalised, inverse -> dx, dgamma, dbeta
-void layer_norm_back(const Call& call, const KeepingKernels& with) {
-  with.layer_norm_back(call.in(0), call.in(1), call.in(2), call.in(3), call.out(4), call.out(5), call.out(6),
-                       call.rows(0), call.columns(0));
+// dy, gamma, normalised, inverse -> dx[, dgamma, dbeta]
+void layer_norm_back(const Call& call, const KeepingKernels& with, bool trains) {
+  with.layer_norm_back(call.in(0), call.in(1), call.in(2), call.in(3), call.out(4), trains ? call.out(5) : nullptr,
+                       trains ? call.out(6) : nullptr, call.rows(0), call.columns(0));
+}
+
+// x, gamma, epsilon -> y, inverse
+void rms_norm(const Call& call, const mindpet::Kernels& with) {
+  with.rms_norm(call.in(0), call.in(1), *call.in(2), call.out(3), call.out(4), call.rows(0), call.columns(0));
+}
+
+// dy, x, gamma, inverse -> dx[, dgamma]
+void rms_norm_back(const Call& call, const mindpet::Kernels& with, bool trains) {
+  with.rms_norm_back(call.in(0), call.in(1), call.in(2), call.in(3), call.out(4), trains ? call.out(5) : nullptr,
+                     call.rows(0), call.columns(0));
 }
 
 // The inputs begin with query (batch, queries, heads, size), key and value (batch, keys, key heads, size) and settings
@@ -190,8 +201,18 @@ MINDPET_OPERATION(layer_norm, layer_norm(call, with.keeping, false))
 MINDPET_OPERATION(layer_norm_bf16, layer_norm(call, with.keeping_bf16, false))
 MINDPET_OPERATION(layer_norm_residual, layer_norm(call, with.keeping, true))
 MINDPET_OPERATION(layer_norm_residual_bf16, layer_norm(call, with.keeping_bf16, true))
-MINDPET_OPERATION(layer_norm_back, layer_norm_back(call, with.keeping))
-MINDPET_OPERATION(layer_norm_back_bf16, layer_norm_back(call, with.keeping_bf16))
+MINDPET_OPERATION(layer_norm_frozen, layer_norm(call, with.keeping, false))
+MINDPET_OPERATION(layer_norm_frozen_bf16, layer_norm(call, with.keeping_bf16, false))
+MINDPET_OPERATION(layer_norm_frozen_residual, layer_norm(call, with.keeping, true))
+MINDPET_OPERATION(layer_norm_frozen_residual_bf16, layer_norm(call, with.keeping_bf16, true))
+MINDPET_OPERATION(layer_norm_back, layer_norm_back(call, with.keeping, true))
+MINDPET_OPERATION(layer_norm_back_bf16, layer_norm_back(call, with.keeping_bf16, true))
+MINDPET_OPERATION(layer_norm_frozen_back, layer_norm_back(call, with.keeping, false))
+MINDPET_OPERATION(layer_norm_frozen_back_bf16, layer_norm_back(call, with.keeping_bf16, false))
+MINDPET_OPERATION(rms_norm, rms_norm(call, with))
+MINDPET_OPERATION(rms_norm_frozen, rms_norm(call, with))
+MINDPET_OPERATION(rms_norm_back, rms_norm_back(call, with, true))
+MINDPET_OPERATION(rms_norm_frozen_back, rms_norm_back(call, with, false))
 MINDPET_OPERATION(attention, attention(call, with, false, false))
 MINDPET_OPERATION(attention_bf16, attention(call, with, false, true))
 MINDPET_OPERATION(attention_masked, attention(call, with, true, false))
@@ -229,12 +250,6 @@ MINDPET_OPERATION(silu_gate, with.silu_gate(call.in(0), call.in(1), call.out(2),
 MINDPET_OPERATION(silu_gate_bf16, silu_gate_and_round(call, with))
 MINDPET_OPERATION(silu_gate_back, silu_gate_back(call, with.keeping))
 MINDPET_OPERATION(silu_gate_back_bf16, silu_gate_back(call, with.keeping_bf16))
-
-// x, gamma, epsilon -> y, inverse, and dy, x, gamma, inverse -> dx, dgamma
-MINDPET_OPERATION(rms_norm, with.rms_norm(call.in(0), call.in(1), *call.in(2), call.out(3), call.out(4), call.rows(0),
-                                          call.columns(0)))
-MINDPET_OPERATION(rms_norm_back, with.rms_norm_back(call.in(0), call.in(1), call.in(2), call.in(3), call.out(4),
-                                                    call.out(5), call.rows(0), call.columns(0)))
 
 // logits, labels (int32) -> losses, kept, and dlosses, logits, labels (int32), kept -> dlogits
 MINDPET_OPERATION(cross_entropy, with.cross_entropy(call.in(0), call.integers(1), call.out(2), call.out(3),

@@ -41,11 +41,11 @@ inline void layer_norm(const float* x, const float* residual, const float* gamma
 }
 
 // dx = (g - mean(g) - n mean(g n)) * inverse with g = dy gamma and n = normalised: the same for x and the residual.
-// dgamma = sum(dy n) and dbeta = sum(dy) over the rows.
+// dgamma = sum(dy n) and dbeta = sum(dy) over the rows, unless they are null.
 template <class Kept>
 inline void layer_norm_back(const float* dy, const float* gamma, const void* normalised, const float* inverse,
                             float* dx, float* dgamma, float* dbeta, long rows, long columns) {
-  for_rows_with_sums(rows, columns, {dgamma, dbeta}, [&](long row, float* sums) {
+  const auto step = [&](long row, float* sums) {
     const float* grad = dy + row * columns;
     const auto* unit = static_cast<const typename Kept::Element*>(normalised) + row * columns;
     Floats total = {}, product = {};
@@ -54,6 +54,7 @@ inline void layer_norm_back(const float* dy, const float* gamma, const void* nor
       const Floats g = outer * load_upto(gamma + i, size);
       total += g;
       product += g * n;
+      if (sums == nullptr) return;
       add_to(sums + i, outer * n, size);
       add_to(sums + columns + i, outer, size);
     });
@@ -63,7 +64,12 @@ inline void layer_norm_back(const float* dy, const float* gamma, const void* nor
       const Floats g = load_upto(grad + i, size) * load_upto(gamma + i, size);
       store_upto(dx + row * columns + i, (g - mean - Kept::load(unit + i, size) * slope) * inverse[row], size);
     });
-  });
+  };
+  if (dgamma == nullptr) {
+    for_rows(rows, columns, [&](long row) { step(row, nullptr); });
+  } else {
+    for_rows_with_sums(rows, columns, {dgamma, dbeta}, step);
+  }
 }
 
 // y = x / sqrt(mean(x^2) + epsilon) * gamma (arXiv:1910.07467); inverse = 1 / sqrt(...) of each row is kept.
@@ -84,10 +90,11 @@ inline void rms_norm(const float* x, const float* gamma, float epsilon, float* y
   });
 }
 
-// dx = inverse (g - x inverse^2 mean(g x)) with g = dy gamma; dgamma = sum(dy x inverse) over the rows.
+// dx = inverse (g - x inverse^2 mean(g x)) with g = dy gamma; dgamma = sum(dy x inverse) over the rows, unless it is
+// null.
 inline void rms_norm_back(const float* dy, const float* x, const float* gamma, const float* inverse, float* dx,
                           float* dgamma, long rows, long columns) {
-  for_rows_with_sums(rows, columns, {dgamma}, [&](long row, float* sums) {
+  const auto step = [&](long row, float* sums) {
     const float* grad = dy + row * columns;
     const float* from = x + row * columns;
     const float scale = inverse[row];
@@ -95,14 +102,19 @@ inline void rms_norm_back(const float* dy, const float* x, const float* gamma, c
     for_vectors(columns, [&](long i, long size) {
       const Floats along = load_upto(grad + i, size) * load_upto(from + i, size);
       product += along * load_upto(gamma + i, size);
-      add_to(sums + i, along * scale, size);
+      if (sums != nullptr) add_to(sums + i, along * scale, size);
     });
     const float slope = sum(product) / static_cast<float>(columns) * scale * scale;
     for_vectors(columns, [&](long i, long size) {
       const Floats g = load_upto(grad + i, size) * load_upto(gamma + i, size);
       store_upto(dx + row * columns + i, (g - load_upto(from + i, size) * slope) * scale, size);
     });
-  });
+  };
+  if (dgamma == nullptr) {
+    for_rows(rows, columns, [&](long row) { step(row, nullptr); });
+  } else {
+    for_rows_with_sums(rows, columns, {dgamma}, step);
+  }
 }
 
 }  // namespace MINDPET_ISA

@@ -60,6 +60,17 @@ void test_layer_norm(const Machine& machine, Shape shape, float offset, bool wit
                                        found[2].data(), found[3].data(), shape.rows, shape.columns);
       return found;
     });
+    check(keeping.name + name + ", frozen", {dx}, keeping.error, [&] {
+      std::vector<Numbers> found = {blank(shape.size())};
+      Numbers sums = blank(shape.size()), normalised = sums;
+      Numbers inverse = blank(static_cast<std::size_t>(shape.rows));
+      keeping.kernels->layer_norm(x.data(), with_residual ? residual.data() : nullptr, gamma.data(), beta.data(),
+                                  static_cast<float>(EPSILON), sums.data(), normalised.data(), inverse.data(),
+                                  shape.rows, shape.columns);
+      keeping.kernels->layer_norm_back(dy.data(), gamma.data(), normalised.data(), inverse.data(), found[0].data(),
+                                       nullptr, nullptr, shape.rows, shape.columns);
+      return found;
+    });
   }
 }
 
@@ -74,14 +85,17 @@ void test_rms_norm(const Machine& machine, Shape shape) {
   };
   const Exact dgamma = slopes(
       [&](const Exact& moved) { return normalise(exact(x), moved, zeros, shape.columns, false); }, gamma, dy);
+  const Exact dx = slopes(moving, x, dy);
   check(machine.name + " rms_norm " + std::to_string(shape.rows) + " x " + std::to_string(shape.columns),
-        {y, slopes(moving, x, dy), dgamma}, FLOAT_ERROR, [&] {
-          std::vector<Numbers> found = {blank(shape.size()), blank(shape.size()), blank(columns)};
+        {y, dx, dgamma, dx}, FLOAT_ERROR, [&] {
+          std::vector<Numbers> found = {blank(shape.size()), blank(shape.size()), blank(columns), blank(shape.size())};
           Numbers inverse = blank(static_cast<std::size_t>(shape.rows));
           machine.kernels->rms_norm(x.data(), gamma.data(), static_cast<float>(EPSILON), found[0].data(),
                                     inverse.data(), shape.rows, shape.columns);
           machine.kernels->rms_norm_back(dy.data(), x.data(), gamma.data(), inverse.data(), found[1].data(),
                                          found[2].data(), shape.rows, shape.columns);
+          machine.kernels->rms_norm_back(dy.data(), x.data(), gamma.data(), inverse.data(), found[3].data(), nullptr,
+                                         shape.rows, shape.columns);
           return found;
         });
 }
