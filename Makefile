@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow test-full test-planner test-native lint format docs bench mindpet-1 clean
+.PHONY: demo test test-slow test-full test-planner test-native lint format docs bench old-mindpet clean
 
 # METHOD=bitfit, or another one of `mindpet demo --help`, is tuned instead of LoRA.
 demo: $(VENV)/.package
@@ -45,7 +45,7 @@ bench: $(VENV)/.reference
 	$(BIN)/python benchmarks/step_time.py
 
 # MindPet 1.0.4 for `make bench` to measure it too; benchmarks/README.md says why with these versions.
-mindpet-1: .venv-mindpet-1/.installed
+old-mindpet: .venv-mindpet-1/.installed
 
 clean:
 	rm -rf $(VENV) .venv-mindpet-1 build dist site *.egg-info

@@ -46,7 +46,7 @@ class Side:
         tolerance: How far its first losses may be from those of PEFT in float32, relatively; None where that says
             nothing about mindpet.
         everywhere: Whether it is measured in every case and with every method, or only if it is named.
-        python: The interpreter of an environment of its own, which `make mindpet-1` makes.
+        python: The interpreter of an environment of its own, which `make old-mindpet` makes.
     """
 
     module: str
@@ -173,7 +173,7 @@ def start(name: str, sides: Sequence[str], folder: Path) -> tuple[dict[str, Work
         tell(f"{name}: loading {side}")
         python = SIDES[side].python
         if python and not python.exists():
-            failed[side] = f"there is no {python.relative_to(MINDPET_1.parent)}; `make mindpet-1` makes it"
+            failed[side] = f"there is no {python.relative_to(MINDPET_1.parent)}; `make old-mindpet` makes it"
             continue
         try:
             workers[side] = Worker(SIDES[side].module, folder, SIDES[side].options, python)

@@ -41,7 +41,7 @@ def test_both_sides_do_the_same_work(tmp_path, case):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (BENCHMARKS.parent / ".venv-mindpet-1").exists(), reason="needs `make mindpet-1`")
+@pytest.mark.skipif(not (BENCHMARKS.parent / ".venv-mindpet-1").exists(), reason="needs `make old-mindpet`")
 def test_mindpet_1_does_the_same_work():
     sides = ("--side", "MindPet 1.0.4", "--side", "PEFT f32")
     written = run("step_time.py", "--case", "bert-base", "--method", "lora", *sides, "--rounds", 7)
@@ -85,6 +85,6 @@ def test_the_side_of_mindpet_1_says_how_to_make_its_environment(monkeypatch, tmp
     monkeypatch.setitem(step_time.SIDES, "MindPet 1.0.4", side)
     workers, failed = step_time.start("bert-base, lora", ["MindPet 1.0.4"], tmp_path)
     assert not workers
-    assert failed == {"MindPet 1.0.4": "there is no .venv-nowhere/bin/python; `make mindpet-1` makes it"}
+    assert failed == {"MindPet 1.0.4": "there is no .venv-nowhere/bin/python; `make old-mindpet` makes it"}
     result = {"title": "", "padding": 0.0, "sides": {}, "failed": failed, "loss_differences": {}}
     assert "MindPet 1.0.4 does not run: there is no" in step_time.report({}, {"bert-base, lora": result})
