@@ -20,7 +20,7 @@ import typer
 from safetensors.numpy import load_file
 
 PROGRAM = [sys.executable, "-m", "mindpet.cli", "finetune"]
-TIMES = ("seconds", "compiled")  # what no two runs have in common
+TIMES = ("seconds", "compiled", "waited")  # what no two runs have in common
 CHECKED = ("accuracy", "valid_accuracy", "skipped_steps", "trainable_params", "baseline_accuracy", "probe_accuracy")
 
 
