@@ -85,7 +85,7 @@ def test_trained_tokens_reach_a_tied_head():
     network, texts = small("gpt2"), batch_of([4, 7, 2, 5, 1])
     plain = network(*texts).asnumpy()
     mindpet.get_peft_model(network, TOKENS, max_tokens=4)
-    np.testing.assert_array_equal(network(*texts).asnumpy(), plain)
+    np.testing.assert_allclose(network(*texts).asnumpy(), plain, atol=5e-7)  # products of another width round otherwise
     assert not has_effect(network, state_of(network))
     move_adapter(network)
     assert has_effect(network, state_of(network))
