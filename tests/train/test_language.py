@@ -45,7 +45,10 @@ def run(tmp_path_factory):
 
 def _entries(folder):
     entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in entry.items() if name not in ("seconds", "compiled", "waited")} for entry in entries]
+    return [
+        {name: value for name, value in entry.items() if name not in ("seconds", "compiled", "waited")}
+        for entry in entries
+    ]
 
 
 def _metrics(folder):

@@ -58,7 +58,10 @@ def _stop_at(monkeypatch, step):
 def _entries(folder):
     """Return the log without the times, which no run has twice."""
     entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in entry.items() if name not in ("seconds", "compiled", "waited")} for entry in entries]
+    return [
+        {name: value for name, value in entry.items() if name not in ("seconds", "compiled", "waited")}
+        for entry in entries
+    ]
 
 
 def _accuracies(folder):
