@@ -197,7 +197,10 @@ def test_every_method_goes_on_a_language_model_by_itself(kind, method):
     network, texts = small(kind), batch_of([4, 7, 2, 5, 1])
     before = network(*texts).asnumpy()
     mindpet.get_peft_model(network, config_of(method))
-    assert np.array_equal(network(*texts).asnumpy(), before) == (method not in CHANGES_THE_START)
+    change = np.abs(network(*texts).asnumpy() - before).max()
+    # The head of trained tokens that is tied has products of another width, which may round otherwise.
+    unchanged = change <= (5e-7 if (kind, method) == ("gpt2", "tokens") else 0)
+    assert unchanged == (method not in CHANGES_THE_START)
     gradients = mindspore.grad(Squared(network), None, network.trainable_params())(*texts)
     assert any(gradient.asnumpy().any() for gradient in gradients)
 
