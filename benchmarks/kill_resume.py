@@ -19,8 +19,9 @@ import numpy as np
 import typer
 from safetensors.numpy import load_file
 
+from mindpet.train.record import TIMES
+
 PROGRAM = [sys.executable, "-m", "mindpet.cli", "finetune"]
-TIMES = ("seconds", "compiled", "waited")  # what no two runs have in common
 CHECKED = ("accuracy", "valid_accuracy", "skipped_steps", "trainable_params", "baseline_accuracy", "probe_accuracy")
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["StepRecord"]
+__all__ = ["TIMES", "StepRecord"]
+
+TIMES = frozenset({"seconds", "compiled", "waited"})  # the fields that no two runs have in common
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from mindpet.train.record import TIMES
 from tests.scale import rarely
 from tests.tiny import write_bert, write_task
 
 pytestmark = pytest.mark.slow
 
 PROGRAM = [sys.executable, "-m", "mindpet.cli"]
-TIMES = ("seconds", "compiled")  # what no two runs have in common
 
 
 @pytest.fixture

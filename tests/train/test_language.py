@@ -19,6 +19,7 @@ from mindpet.models.auto import load_causal_lm
 from mindpet.train import finetune as module
 from mindpet.train.finetune import finetune
 from mindpet.train.language import open_language
+from mindpet.train.record import TIMES
 from mindpet.train.settings import FinetuneSettings, load_settings
 from mindpet.utils.exceptions import InputError
 from tests.tiny import write_bert
@@ -45,10 +46,7 @@ def run(tmp_path_factory):
 
 def _entries(folder):
     entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [
-        {name: value for name, value in entry.items() if name not in ("seconds", "compiled", "waited")}
-        for entry in entries
-    ]
+    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in entries]
 
 
 def _metrics(folder):

@@ -17,6 +17,7 @@ from mindpet.kernels.switch import missing
 from mindpet.train import finetune as module
 from mindpet.train.finetune import finetune
 from mindpet.train.loop import Position
+from mindpet.train.record import TIMES
 from mindpet.train.resume import Origin, SavedRun, read_run, write_run
 from mindpet.train.settings import FinetuneSettings
 from mindpet.utils.exceptions import InputError
@@ -58,10 +59,7 @@ def _stop_at(monkeypatch, step):
 def _entries(folder):
     """Return the log without the times, which no run has twice."""
     entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [
-        {name: value for name, value in entry.items() if name not in ("seconds", "compiled", "waited")}
-        for entry in entries
-    ]
+    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in entries]
 
 
 def _accuracies(folder):
