@@ -5,23 +5,27 @@
 
 namespace MINDPET_ISA {
 
-inline Floats gelu(Floats x) { return x * normal_distribution(x, exponential(-0.5f * x * x)); }
+// What `map` and its like are given are objects of types of their own: a pointer to a function they would call for each
+// vector, which takes half as long again.
+constexpr auto gelu = [](Floats x) { return x * normal_distribution(x, exponential(-0.5f * x * x)); };
 
-inline Floats gelu_slope(Floats x) {
+constexpr auto gelu_slope = [](Floats x) {
   const Floats gauss = exponential(-0.5f * x * x);
   return normal_distribution(x, gauss) + 0.39894228f * x * gauss;
-}
+};
 
-inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exponential(-x)); }
+MINDPET_INLINE Floats sigmoid(Floats x) { return 1.0f / (1.0f + exponential(-x)); }
 
 constexpr float TWO_SQRT_TWO_OVER_PI = 1.59576912f;
 
-inline Floats gelu_tanh(Floats x) { return x * sigmoid(TWO_SQRT_TWO_OVER_PI * (x + 0.044715f * x * x * x)); }
+constexpr auto gelu_tanh = [](Floats x) {
+  return x * sigmoid(TWO_SQRT_TWO_OVER_PI * (x + 0.044715f * x * x * x));
+};
 
-inline Floats gelu_tanh_slope(Floats x) {
+constexpr auto gelu_tanh_slope = [](Floats x) {
   const Floats gate = sigmoid(TWO_SQRT_TWO_OVER_PI * (x + 0.044715f * x * x * x));
   return gate + x * gate * (1.0f - gate) * TWO_SQRT_TWO_OVER_PI * (1.0f + 0.134145f * x * x);
-}
+};
 
 template <class Function>
 inline void map(const float* x, float* y, long count, Function function) {

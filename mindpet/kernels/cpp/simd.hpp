@@ -13,6 +13,9 @@
 #define MINDPET_WIDTH 8
 #endif
 
+// For functions of vectors that GCC takes for too long to inline: called, they load their constants for each vector.
+#define MINDPET_INLINE __attribute__((always_inline)) inline
+
 namespace MINDPET_ISA {
 
 constexpr long WIDTH = MINDPET_WIDTH;
@@ -77,7 +80,7 @@ inline Floats magnitude(Floats x) { return as_floats(as_words(x) & 0x7fffffffu);
 
 // e^x with a relative error below 3e-7: x = n ln 2 + r with |r| <= ln 2 / 2, and a Taylor polynomial for e^r.
 // Below -87 it is 0, above 88 it stays at e^88; not-a-number stays what it is.
-inline Floats exponential(Floats given) {
+MINDPET_INLINE Floats exponential(Floats given) {
   constexpr float ROUNDER = 12582912.0f;  // 1.5 * 2^23: adding and taking it away rounds to an integer
   const Floats low = given < -87.0f ? fill(-87.0f) : given;
   const Floats x = low > 88.0f ? fill(88.0f) : low;
@@ -98,7 +101,7 @@ inline Floats exponential(Floats given) {
 
 // The normal distribution, (1 + erf(x / sqrt(2))) / 2, with an absolute error below 2e-7 (Abramowitz and Stegun,
 // formula 7.1.26, which gives the tail); `gauss` is e^(-x^2 / 2).
-inline Floats normal_distribution(Floats x, Floats gauss) {
+MINDPET_INLINE Floats normal_distribution(Floats x, Floats gauss) {
   const Floats t = 1.0f / (1.0f + 0.23164189f * magnitude(x));
   Floats series = fill(0.5307027145f);
   series = series * t - 0.7265760135f;
