@@ -2,6 +2,7 @@
 
 from mindpet.kernels.operations import (
     IGNORED_LABEL,
+    add_rms_norm,
     attention,
     cross_entropy,
     dense,
@@ -20,6 +21,7 @@ from mindpet.kernels.switch import describe_kernels, kernels_in_use, possible_ke
 
 __all__ = [
     "IGNORED_LABEL",
+    "add_rms_norm",
     "attention",
     "cross_entropy",
     "dense",

@@ -20,6 +20,7 @@ from mindspore.ops import CustomRegOp, DataType, constexpr
 from mindpet.kernels.switch import LIBRARY
 
 __all__ = [
+    "add_rms_norm",
     "attention",
     "dense_frozen",
     "dense_trained",
@@ -231,6 +232,40 @@ def rms_norm(x: Tensor, gamma: Tensor, epsilon: float, trains_scale: bool) -> Te
     if trains_scale:
         return _rms_norm(x, _cast(gamma, _FLOAT), _constants(epsilon))[0]
     return _frozen_rms_norm(x, _stop(_cast(gamma, _FLOAT)), _constants(epsilon))[0]
+
+
+_add_rms_norm_back = _operation("add_rms_norm_back", 5, 2)
+_frozen_add_rms_norm_back = _operation("add_rms_norm_frozen_back", 5)
+
+
+def _add_rms_norm_bprop(
+    x: Tensor, residual: Tensor, gamma: Tensor, epsilon: Tensor, out: tuple[Tensor, ...], dout: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    dx, dgamma = _add_rms_norm_back(dout[0], dout[1], out[1], gamma, out[2])
+    return dx, dx, dgamma, epsilon
+
+
+def _frozen_add_rms_norm_bprop(
+    x: Tensor, residual: Tensor, gamma: Tensor, epsilon: Tensor, out: tuple[Tensor, ...], dout: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    dx = _frozen_add_rms_norm_back(dout[0], dout[1], out[1], gamma, out[2])
+    return dx, dx, gamma, epsilon
+
+
+_add_rms_norm = _operation("add_rms_norm", 4, 3, _add_rms_norm_bprop)
+_frozen_add_rms_norm = _operation("add_rms_norm_frozen", 4, 3, _frozen_add_rms_norm_bprop)
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor, gamma: Tensor, epsilon: float, trains_scale: bool
+) -> tuple[Tensor, Tensor]:
+    """As `kernels.add_rms_norm`."""
+    other, scale = _cast(residual, _FLOAT), _cast(gamma, _FLOAT)
+    if trains_scale:
+        normalised, total, _ = _add_rms_norm(x, other, scale, _constants(epsilon))
+    else:
+        normalised, total, _ = _frozen_add_rms_norm(x, other, _stop(scale), _constants(epsilon))
+    return normalised, total
 
 
 _rotary_back = _operation("rotary_back", 4)

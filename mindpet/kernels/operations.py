@@ -21,6 +21,7 @@ else:
 
 __all__ = [
     "IGNORED_LABEL",
+    "add_rms_norm",
     "attention",
     "cross_entropy",
     "dense",
@@ -141,6 +142,26 @@ def rms_norm(x: Tensor, gamma: Tensor, epsilon: float, trains_scale: bool = True
     if native_kind(x.dtype) == "off":
         return plain.rms_norm(x, gamma, epsilon, trains_scale)
     return native.rms_norm(x, gamma, epsilon, trains_scale)
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor, gamma: Tensor, epsilon: float, trains_scale: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Compute `rms_norm(x + residual)` and, for the next residual connection, the sum itself.
+
+    Args:
+        x: Float tensor (..., hidden).
+        residual: Of the shape and dtype of `x`.
+        gamma: Scale (hidden,), any float dtype.
+        epsilon: Positive constant added to the mean.
+        trains_scale: Whether gamma is trained; otherwise no gradient reaches it.
+
+    Returns:
+        The normalised sum and the sum, both of the shape and dtype of `x`.
+    """
+    if native_kind(x.dtype) == "off":
+        return plain.add_rms_norm(x, residual, gamma, epsilon, trains_scale)
+    return native.add_rms_norm(x, residual, gamma, epsilon, trains_scale)
 
 
 def rotary(x: Tensor, cosine: Tensor, sine: Tensor, num_heads: int, interleaved: bool = False) -> Tensor:

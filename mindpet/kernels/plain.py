@@ -16,6 +16,7 @@ from mindspore import Tensor, ops
 from mindspore.ops import constexpr
 
 __all__ = [
+    "add_rms_norm",
     "attention",
     "dense",
     "dense_frozen",
@@ -91,6 +92,14 @@ def rms_norm(x: Tensor, gamma: Tensor, epsilon: float, trains_scale: bool) -> Te
     wide = x.astype(mindspore.float32)
     scale = _rsqrt((wide * wide).mean(axis=-1, keep_dims=True) + epsilon)
     return (wide * scale * gamma.astype(mindspore.float32)).astype(x.dtype)
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor, gamma: Tensor, epsilon: float, trains_scale: bool
+) -> tuple[Tensor, Tensor]:
+    """Add in the dtype of `x`."""
+    total = x + residual
+    return rms_norm(total, gamma, epsilon, trains_scale), total
 
 
 def rotary(x: Tensor, cosine: Tensor, sine: Tensor, num_heads: int, interleaved: bool) -> Tensor:

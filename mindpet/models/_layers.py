@@ -67,9 +67,11 @@ class RMSNorm(_Norm, nn.Cell):
         self.epsilon = epsilon
         self.weight = Parameter(initializer("ones", (width,)), name="weight")
 
-    def construct(self, x: Tensor) -> Tensor:
-        """Normalise (..., width)."""
-        return kernels.rms_norm(x, self.weight, self.epsilon, self.trains_scale)
+    def construct(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Normalise (..., width); with a residual of its shape, return the normalised sum of both and the sum."""
+        if residual is None:
+            return kernels.rms_norm(x, self.weight, self.epsilon, self.trains_scale)
+        return kernels.add_rms_norm(x, residual, self.weight, self.epsilon, self.trains_scale)
 
 
 def starting_weights(spread: float) -> Initializer | str:

@@ -117,8 +117,8 @@ class DecoderLayer(nn.Cell):
     ) -> tuple[Tensor, LayerPast]:
         """Map (batch, length, hidden) to the same shape; arguments as in DecoderAttention."""
         attended, past = self.self_attn(self.input_layernorm(hidden), mask, cosine, sine, past)
-        hidden = hidden + attended
-        return hidden + self.mlp(self.post_attention_layernorm(hidden)), past
+        normalised, hidden = self.post_attention_layernorm(attended, hidden)
+        return hidden + self.mlp(normalised), past
 
 
 class DecoderModel(nn.Cell):

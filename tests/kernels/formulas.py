@@ -26,6 +26,10 @@ def rms_norm(x, gamma, epsilon):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * gamma
 
 
+def add_rms_norm(x, residual, gamma, epsilon):
+    return rms_norm(x + residual, gamma, epsilon), x + residual
+
+
 def rotary(x, angles, num_heads, interleaved=False):
     """Each pair as a complex number, turned by its angle."""
     batch, length, width = x.shape

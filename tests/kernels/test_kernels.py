@@ -87,6 +87,26 @@ def frozen_rms_norm(x, gamma, epsilon):
     return kernels.rms_norm(x, gamma, epsilon, False)
 
 
+def add_and_normalise(x, residual, gamma, epsilon, trains_scale=True):
+    return ops.concat(kernels.add_rms_norm(x, residual, gamma, epsilon, trains_scale), -1)
+
+
+def add_and_normalise_frozen(x, residual, gamma, epsilon):
+    return add_and_normalise(x, residual, gamma, epsilon, False)
+
+
+def add_and_normalise_formula(x, residual, gamma, epsilon):
+    return np.concatenate(formulas.add_rms_norm(x, residual, gamma, epsilon), -1)
+
+
+def only_normalised(x, residual, gamma, epsilon):
+    return kernels.add_rms_norm(x, residual, gamma, epsilon)[0]
+
+
+def only_normalised_formula(x, residual, gamma, epsilon):
+    return formulas.add_rms_norm(x, residual, gamma, epsilon)[0]
+
+
 def rotary(x, angles, num_heads, interleaved):
     return kernels.rotary(x, ops.cos(angles), ops.sin(angles), num_heads, interleaved)
 
@@ -152,6 +172,24 @@ CASES = {
     ),
     "frozen norm, rms": (frozen_rms_norm, formulas.rms_norm, [random(2, 3, 9), random(9)], (1e-5,)),
     "rms_norm": (kernels.rms_norm, formulas.rms_norm, [random(2, 3, 9), random(9)], (1e-5,)),
+    "add_rms_norm": (
+        add_and_normalise,
+        add_and_normalise_formula,
+        [random(2, 3, 9), random(2, 3, 9, seed=1), random(9)],
+        (1e-5,),
+    ),
+    "add_rms_norm, the sum unused": (
+        only_normalised,
+        only_normalised_formula,
+        [random(2, 9), random(2, 9, seed=1), random(9)],
+        (1e-5,),
+    ),
+    "frozen norm of a sum, rms": (
+        add_and_normalise_frozen,
+        add_and_normalise_formula,
+        [random(2, 3, 9), random(2, 3, 9, seed=1), random(9)],
+        (1e-5,),
+    ),
     "silu_gate": (kernels.silu_gate, formulas.silu_gate, [3 * random(3, 7), random(3, 7, seed=1)], ()),
     "rotary, halves": (rotary, formulas.rotary, [random(2, 3, 12), random(1, 3, 3)], (2, False)),
     "rotary, interleaved part": (rotary, formulas.rotary, [random(2, 3, 12), random(2, 3, 2)], (2, True)),

@@ -57,16 +57,20 @@ def test_odd_shapes(tmp_path, case):
     assert net.config.model_type == ODD[case]["model_type"]
 
 
-@pytest.mark.parametrize("kind", ["off", "f32"])
-def test_both_kinds_of_kernels(tmp_path, kind):
-    if kind != "off" and missing() is not None:
-        pytest.skip("no native library")
+NATIVE = pytest.mark.skipif(missing() is not None, reason=f"no native kernels: {missing()}")
+
+
+@pytest.fixture
+def choose_kernels():
     before = kernels.kernels_in_use()
-    kernels.use_kernels(kind)
-    try:
-        check(load_causal_lm(write_folder(tmp_path, SHALLOW)), SHALLOW, random_batch())
-    finally:
-        kernels.use_kernels(before)
+    yield kernels.use_kernels
+    kernels.use_kernels(before)
+
+
+@pytest.mark.parametrize("kind", ["off", pytest.param("f32", marks=NATIVE)])
+def test_both_kinds_of_kernels(tmp_path, kind, choose_kernels):
+    choose_kernels(kind)
+    check(load_causal_lm(write_folder(tmp_path, SHALLOW)), SHALLOW, random_batch())
 
 
 def test_biases_everywhere(tmp_path):
@@ -122,6 +126,35 @@ def test_gradients(tmp_path, mode):
     for name, gradient in zip(names, gradients, strict=True):
         slope = (expected(name, 1e-5) - expected(name, -1e-5)) / 2e-5
         assert np.vdot(gradient.asnumpy(), directions[name]) == pytest.approx(slope, rel=2e-3, abs=2e-5), name
+
+
+@pytest.mark.parametrize("kind", ["off", pytest.param("f32", marks=NATIVE)])
+def test_a_norm_gets_its_gradient_only_while_it_is_trained(tmp_path, mode, kind, choose_kernels):
+    """The others' gradients are the same whether it trains or not."""
+    choose_kernels(kind)
+    net = load_causal_lm(write_folder(tmp_path, SHALLOW)).set_train()
+    layer = net.model.layers[0]
+    norms = [layer.input_layernorm.weight, layer.post_attention_layernorm.weight, net.model.norm.weight]
+    inputs = tuple(map(Tensor, random_batch()))
+
+    def gradients():
+        def loss(*inputs):
+            return (net(*inputs) ** 2).sum()
+
+        by_weights = mindspore.grad(loss, None, [*norms, layer.self_attn.q_proj.weight])(*inputs)
+        return [gradient.asnumpy() for gradient in by_weights]
+
+    trained = gradients()
+    for weight in norms:
+        weight.requires_grad = False
+    frozen = gradients()
+    for weight in norms:
+        weight.requires_grad = True
+    again = gradients()
+    assert all(one.any() for one in trained)
+    assert not any(one.any() for one in frozen[:3])
+    np.testing.assert_allclose(frozen[3], trained[3], rtol=1e-5, atol=1e-5 * np.abs(trained[3]).max())
+    assert all((one == other).all() for one, other in zip(trained, again, strict=True))
 
 
 def test_half_activations(tmp_path):

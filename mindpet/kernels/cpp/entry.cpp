@@ -18,7 +18,7 @@ using mindpet::KeepingKernels;
 using mindpet::RotarySizes;
 
 // To be raised, here and in switch.py, when a function takes other inputs or outputs than before.
-constexpr int INTERFACE = 5;
+constexpr int INTERFACE = 6;
 
 // A call: what `in` and `out` count is the place among inputs and outputs together; a negative one counts from the end.
 struct Call {
@@ -98,13 +98,26 @@ void layer_norm_back(const Call& call, const KeepingKernels& with, bool trains) 
 
 // x, gamma, epsilon -> y, inverse
 void rms_norm(const Call& call, const mindpet::Kernels& with) {
-  with.rms_norm(call.in(0), call.in(1), *call.in(2), call.out(3), call.out(4), call.rows(0), call.columns(0));
+  with.rms_norm(call.in(0), nullptr, call.in(1), *call.in(2), call.out(3), nullptr, call.out(4), call.rows(0),
+                call.columns(0));
 }
 
 // dy, x, gamma, inverse -> dx[, dgamma]
 void rms_norm_back(const Call& call, const mindpet::Kernels& with, bool trains) {
-  with.rms_norm_back(call.in(0), call.in(1), call.in(2), call.in(3), call.out(4), trains ? call.out(5) : nullptr,
-                     call.rows(0), call.columns(0));
+  with.rms_norm_back(call.in(0), nullptr, call.in(1), call.in(2), call.in(3), call.out(4),
+                     trains ? call.out(5) : nullptr, call.rows(0), call.columns(0));
+}
+
+// x, residual, gamma, epsilon -> y, x + residual, inverse
+void add_rms_norm(const Call& call, const mindpet::Kernels& with) {
+  with.rms_norm(call.in(0), call.in(1), call.in(2), *call.in(3), call.out(4), call.out(5), call.out(6), call.rows(0),
+                call.columns(0));
+}
+
+// dy, dtotal, x + residual, gamma, inverse -> the gradient of the sum[, dgamma]
+void add_rms_norm_back(const Call& call, const mindpet::Kernels& with, bool trains) {
+  with.rms_norm_back(call.in(0), call.in(1), call.in(2), call.in(3), call.in(4), call.out(5),
+                     trains ? call.out(6) : nullptr, call.rows(0), call.columns(0));
 }
 
 // The inputs begin with query (batch, queries, heads, size), key and value (batch, keys, key heads, size) and settings
@@ -213,6 +226,10 @@ MINDPET_OPERATION(rms_norm, rms_norm(call, with))
 MINDPET_OPERATION(rms_norm_frozen, rms_norm(call, with))
 MINDPET_OPERATION(rms_norm_back, rms_norm_back(call, with, true))
 MINDPET_OPERATION(rms_norm_frozen_back, rms_norm_back(call, with, false))
+MINDPET_OPERATION(add_rms_norm, add_rms_norm(call, with))
+MINDPET_OPERATION(add_rms_norm_frozen, add_rms_norm(call, with))
+MINDPET_OPERATION(add_rms_norm_back, add_rms_norm_back(call, with, true))
+MINDPET_OPERATION(add_rms_norm_frozen_back, add_rms_norm_back(call, with, false))
 MINDPET_OPERATION(attention, attention(call, with, false, false))
 MINDPET_OPERATION(attention_bf16, attention(call, with, false, true))
 MINDPET_OPERATION(attention_masked, attention(call, with, true, false))

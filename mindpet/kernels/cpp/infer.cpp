@@ -87,6 +87,12 @@ Shapes rms_norm(const Inputs& in) {
   return {in[0], rows(in[0])};
 }
 
+Shapes add_rms_norm(const Inputs& in) {
+  require("residual", in[1], in[0]);
+  require("gamma", in[2], columns(in[0]));
+  return {in[0], in[0], rows(in[0])};
+}
+
 Shape rotary(const Inputs& in) {
   const Shape x = in[0], cosine = in[1];
   require_rank("cosine", cosine, 3);
@@ -188,6 +194,10 @@ MINDPET_INFER(rms_norm, 2, rms_norm(in))
 MINDPET_INFER(rms_norm_frozen, 2, rms_norm(in))
 MINDPET_INFER_ONE(rms_norm_frozen_back, in[0])
 MINDPET_INFER(rms_norm_back, 2, Shapes{in[0], in[2]})
+MINDPET_INFER(add_rms_norm, 3, add_rms_norm(in))
+MINDPET_INFER(add_rms_norm_frozen, 3, add_rms_norm(in))
+MINDPET_INFER_ONE(add_rms_norm_frozen_back, in[0])
+MINDPET_INFER(add_rms_norm_back, 2, Shapes{in[0], in[3]})
 MINDPET_INFER_ONE(rotary, rotary(in))
 MINDPET_INFER_ONE(rotary_back, in[0])
 MINDPET_INFER_ONE(dense, dense(in, -1))

@@ -74,10 +74,10 @@ struct Kernels {
   void (*gelu)(const float* x, float* y, long count);
   void (*gelu_tanh)(const float* x, float* y, long count);
   void (*silu_gate)(const float* gate, const float* x, float* y, long count);
-  void (*rms_norm)(const float* x, const float* gamma, float epsilon, float* y, float* inverse, long rows,
-                   long columns);
-  void (*rms_norm_back)(const float* dy, const float* x, const float* gamma, const float* inverse, float* dx,
-                        float* dgamma, long rows, long columns);
+  void (*rms_norm)(const float* x, const float* residual, const float* gamma, float epsilon, float* y, float* total,
+                   float* inverse, long rows, long columns);
+  void (*rms_norm_back)(const float* dy, const float* dtotal, const float* s, const float* gamma, const float* inverse,
+                        float* ds, float* dgamma, long rows, long columns);
   void (*rotary)(const RotarySizes&, const float* x, const float* cosine, const float* sine, float direction, float* y);
   void (*cross_entropy)(const float* logits, const std::int32_t* labels, float* losses, float* kept, long rows,
                         long classes);

@@ -72,16 +72,27 @@ inline void layer_norm_back(const float* dy, const float* gamma, const void* nor
   }
 }
 
-// y = x / sqrt(mean(x^2) + epsilon) * gamma (arXiv:1910.07467); inverse = 1 / sqrt(...) of each row is kept.
-inline void rms_norm(const float* x, const float* gamma, float epsilon, float* y, float* inverse, long rows,
-                     long columns) {
+// y = s / sqrt(mean(s^2) + epsilon) * gamma (arXiv:1910.07467) for each row of s = x + residual, which `total` takes;
+// both are null where s = x. inverse = 1 / sqrt(...) of each row is kept.
+inline void rms_norm(const float* x, const float* residual, const float* gamma, float epsilon, float* y, float* total,
+                     float* inverse, long rows, long columns) {
   for_rows(rows, columns, [&](long row) {
     const float* from = x + row * columns;
     Floats squares = {};
-    for_vectors(columns, [&](long i, long size) {
-      const Floats value = load_upto(from + i, size);
-      squares += value * value;
-    });
+    if (residual == nullptr) {
+      for_vectors(columns, [&](long i, long size) {
+        const Floats value = load_upto(from + i, size);
+        squares += value * value;
+      });
+    } else {
+      float* to = total + row * columns;
+      for_vectors(columns, [&](long i, long size) {
+        const Floats value = load_upto(from + i, size) + load_upto(residual + row * columns + i, size);
+        store_upto(to + i, value, size);
+        squares += value * value;
+      });
+      from = to;
+    }
     const float scale = 1.0f / std::sqrt(sum(squares) / static_cast<float>(columns) + epsilon);
     inverse[row] = scale;
     for_vectors(columns, [&](long i, long size) {
@@ -90,13 +101,14 @@ inline void rms_norm(const float* x, const float* gamma, float epsilon, float* y
   });
 }
 
-// dx = inverse (g - x inverse^2 mean(g x)) with g = dy gamma; dgamma = sum(dy x inverse) over the rows, unless it is
-// null.
-inline void rms_norm_back(const float* dy, const float* x, const float* gamma, const float* inverse, float* dx,
-                          float* dgamma, long rows, long columns) {
+// ds = inverse (g - s inverse^2 mean(g s)) + dtotal with g = dy gamma: the same for x and the residual; a null dtotal
+// is none. dgamma = sum(dy s inverse) over the rows, unless it is null.
+inline void rms_norm_back(const float* dy, const float* dtotal, const float* s, const float* gamma,
+                          const float* inverse, float* ds, float* dgamma, long rows, long columns) {
   const auto step = [&](long row, float* sums) {
     const float* grad = dy + row * columns;
-    const float* from = x + row * columns;
+    const float* from = s + row * columns;
+    const float* beside = dtotal == nullptr ? nullptr : dtotal + row * columns;
     const float scale = inverse[row];
     Floats product = {};
     for_vectors(columns, [&](long i, long size) {
@@ -107,7 +119,9 @@ inline void rms_norm_back(const float* dy, const float* x, const float* gamma, c
     const float slope = sum(product) / static_cast<float>(columns) * scale * scale;
     for_vectors(columns, [&](long i, long size) {
       const Floats g = load_upto(grad + i, size) * load_upto(gamma + i, size);
-      store_upto(dx + row * columns + i, (g - load_upto(from + i, size) * slope) * scale, size);
+      Floats by_sum = (g - load_upto(from + i, size) * slope) * scale;
+      if (beside != nullptr) by_sum += load_upto(beside + i, size);
+      store_upto(ds + row * columns + i, by_sum, size);
     });
   };
   if (dgamma == nullptr) {

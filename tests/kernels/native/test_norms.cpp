@@ -74,30 +74,37 @@ void test_layer_norm(const Machine& machine, Shape shape, float offset, bool wit
   }
 }
 
-void test_rms_norm(const Machine& machine, Shape shape) {
+void test_rms_norm(const Machine& machine, Shape shape, bool with_residual) {
   const auto columns = static_cast<std::size_t>(shape.columns);
-  const Numbers x = random_numbers(shape.size(), 1), dy = random_numbers(shape.size(), 3);
+  const Numbers x = random_numbers(shape.size(), 1), residual = random_numbers(shape.size(), 2);
+  const Numbers dy = random_numbers(shape.size(), 3), dtotal = random_numbers(shape.size(), 5);
   const Numbers gamma = random_numbers(columns, 4);
   const Exact zeros(columns);
-  const Exact y = normalise(exact(x), exact(gamma), zeros, shape.columns, false);
-  const auto moving = [&](const Exact& moved) {
-    return normalise(moved, exact(gamma), zeros, shape.columns, false);
-  };
+  Exact sums = exact(x);
+  for (std::size_t i = 0; with_residual && i < sums.size(); ++i) sums[i] += residual[i];
+  const auto moving = [&](const Exact& moved) { return normalise(moved, exact(gamma), zeros, shape.columns, false); };
+  Exact ds = slopes(moving, Numbers(sums.begin(), sums.end()), dy);
+  for (std::size_t i = 0; with_residual && i < ds.size(); ++i) ds[i] += dtotal[i];
   const Exact dgamma = slopes(
-      [&](const Exact& moved) { return normalise(exact(x), moved, zeros, shape.columns, false); }, gamma, dy);
-  const Exact dx = slopes(moving, x, dy);
-  check(machine.name + " rms_norm " + std::to_string(shape.rows) + " x " + std::to_string(shape.columns),
-        {y, dx, dgamma, dx}, FLOAT_ERROR, [&] {
-          std::vector<Numbers> found = {blank(shape.size()), blank(shape.size()), blank(columns), blank(shape.size())};
-          Numbers inverse = blank(static_cast<std::size_t>(shape.rows));
-          machine.kernels->rms_norm(x.data(), gamma.data(), static_cast<float>(EPSILON), found[0].data(),
-                                    inverse.data(), shape.rows, shape.columns);
-          machine.kernels->rms_norm_back(dy.data(), x.data(), gamma.data(), inverse.data(), found[1].data(),
-                                         found[2].data(), shape.rows, shape.columns);
-          machine.kernels->rms_norm_back(dy.data(), x.data(), gamma.data(), inverse.data(), found[3].data(), nullptr,
-                                         shape.rows, shape.columns);
-          return found;
-        });
+      [&](const Exact& moved) { return normalise(sums, moved, zeros, shape.columns, false); }, gamma, dy);
+  const Exact& total = with_residual ? sums : zeros;
+  const auto compute = [&](bool trains) {
+    std::vector<Numbers> found = {blank(shape.size()), blank(shape.size()),
+                                  with_residual ? blank(shape.size()) : Numbers(columns)};
+    if (trains) found.push_back(blank(columns));
+    Numbers inverse = blank(static_cast<std::size_t>(shape.rows));
+    machine.kernels->rms_norm(x.data(), with_residual ? residual.data() : nullptr, gamma.data(),
+                              static_cast<float>(EPSILON), found[0].data(), with_residual ? found[2].data() : nullptr,
+                              inverse.data(), shape.rows, shape.columns);
+    machine.kernels->rms_norm_back(dy.data(), with_residual ? dtotal.data() : nullptr,
+                                   with_residual ? found[2].data() : x.data(), gamma.data(), inverse.data(),
+                                   found[1].data(), trains ? found[3].data() : nullptr, shape.rows, shape.columns);
+    return found;
+  };
+  const std::string name = " rms_norm " + std::to_string(shape.rows) + " x " + std::to_string(shape.columns) +
+                           (with_residual ? " with residual" : "");
+  check(machine.name + name, {moving(sums), ds, total, dgamma}, FLOAT_ERROR, [&] { return compute(true); });
+  check(machine.name + name + ", frozen", {moving(sums), ds, total}, FLOAT_ERROR, [&] { return compute(false); });
 }
 
 }  // namespace
@@ -106,6 +113,7 @@ void test_norms(const Machine& machine) {
   for (const Shape& shape : SHAPES) {
     test_layer_norm(machine, shape, 0.0f, false);
     test_layer_norm(machine, shape, 2.0f, true);
-    test_rms_norm(machine, shape);
+    test_rms_norm(machine, shape, false);
+    test_rms_norm(machine, shape, true);
   }
 }
