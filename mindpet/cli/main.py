@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -70,6 +71,7 @@ def _options(
 
 def main() -> None:
     """Run the program: exit code 0 when all went well, 1 when a run failed or was ended, 2 for bad input."""
+    _quieten_compile_cache()
     try:
         _refuse_options_of_1_0_4(sys.argv[1:])
         app()
@@ -79,6 +81,12 @@ def main() -> None:
     except KeyboardInterrupt:
         print("mindpet: interrupted", file=sys.stderr)
         sys.exit(1)
+
+
+def _quieten_compile_cache() -> None:
+    """Leave out that MindSpore cannot tell whether a graph that it reads is the right one: `kept_graphs` can."""
+    if "GLOG_v" not in os.environ:
+        os.environ.setdefault("MS_SUBMODULE_LOG_v", "{PIPELINE:3}")
 
 
 def _refuse_options_of_1_0_4(arguments: list[str]) -> None:

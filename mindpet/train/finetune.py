@@ -18,6 +18,7 @@ from mindpet.data.batches import RowBatches
 from mindpet.graph import ParameterCount, TrainableParamsCheckPoint, count_parameters
 from mindpet.train.cluster import require_devices, with_devices_of_the_cluster
 from mindpet.train.journal import Follower, Journal
+from mindpet.train.kept_graphs import graphs_folder
 from mindpet.train.loop import Observer, Position, train
 from mindpet.train.memory import parameter_megabytes, peak_megabytes
 from mindpet.train.optimizer import build_optimizer, linear_schedule
@@ -134,6 +135,7 @@ def _run(job: Job) -> Outcome:
         seed=settings.seed,
         ranks=ranks,
         loss=job.task.loss,
+        graphs=graphs_folder(),
     )
     if job.saved is not None:
         put_back(job.saved.tensors, step.state(), folder.state)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import mindspore
 from mindspore import Parameter, Tensor, amp, nn, ops
 from mindspore import dtype as mstype
 
+from mindpet.train.kept_graphs import kept_graph
 from mindpet.train.losses import ClassificationLoss
 from mindpet.train.ranks import ALONE, Ranks
 from mindpet.train.repeats import share_equal_layers
@@ -72,6 +74,7 @@ class TrainStep:
         seed: Of the dropout masks.
         ranks: The processes of the run; MindSpore's parallel mode must be that of `join_ranks`.
         loss: Makes the loss cell of `network`; see `mindpet.train.losses`.
+        graphs: The folder in which compiled graphs are kept from run to run; None keeps none.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class TrainStep:
         seed: int = 0,
         ranks: Ranks = ALONE,
         loss: Callable[[nn.Cell], nn.Cell] = ClassificationLoss,
+        graphs: Path | None = None,
     ) -> None:
         one_step = _ScaledTrainStep if scale_loss else nn.TrainOneStepCell
         self.cell = one_step(loss(network), optimizer)
@@ -93,6 +97,7 @@ class TrainStep:
         self._shapes: set[tuple[tuple[int, ...], ...]] = set()
         self._count = Parameter(Tensor(0, mstype.int32), name=f"{STATE_MARK}step", requires_grad=False)
         self._prepare_dropouts(seed)
+        self._graphs = graphs
 
     def _prepare_dropouts(self, seed: int) -> None:
         """Let each dropout of the network draw masks that can be drawn again, or at least others than other ranks."""
@@ -121,7 +126,7 @@ class TrainStep:
         shapes = tuple(tuple(tensor.shape) for tensor in inputs)
         if shapes in self._shapes:
             return self.cell(*inputs)
-        with share_equal_layers(self._network):
+        with kept_graph(self.cell, inputs, self._graphs), share_equal_layers(self._network):
             outputs = self.cell(*inputs)
         self._shapes.add(shapes)
         return outputs

@@ -8,10 +8,11 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from mindpet.data.batches import Batch
 from mindpet.train import step as step_module
+from mindpet.train.description import describe
 from mindpet.train.methods import HEAD
 from mindpet.train.optimizer import build_optimizer
 from mindpet.train.prepare import is_head
-from mindpet.train.repeats import describe, share_equal_layers
+from mindpet.train.repeats import share_equal_layers
 from mindpet.train.step import TrainStep
 from mindpet.tuning.attach import get_peft_model
 from mindpet.utils.dropout import Dropout

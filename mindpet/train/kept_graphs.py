@@ -1,0 +1,204 @@
+"""Compiled graphs that the next run finds again, so that it begins to train at once.
+
+MindSpore's compile cache writes the graph of a cell to a file and reads it instead of compiling; the values of
+Parameters are not part of it. It takes a file for the right one as long as the script that was started is the same, and
+so computes with numbers of before where only a setting has changed. Here each graph has a folder of its own, named by a
+digest of everything that it was made from, and what is not known for certain is compiled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import mindspore
+from mindspore import Tensor, nn
+
+import mindpet
+from mindpet import kernels
+from mindpet.kernels.switch import LIBRARY
+from mindpet.storage.wheels import cache_folder
+from mindpet.train.description import describe_for_good
+from mindpet.utils.exceptions import InputError
+
+__all__ = ["graphs_folder", "kept_graph"]
+
+_LIMIT = 100  # graphs, of some MB each: those that were used last are kept
+_VARIABLE = "MINDPET_GRAPHS"
+_SWITCH, _PATH = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
+_GRAPH, _SCRIPTS, _DIGEST = "graph.mindir", "compile_dependency.hash", "sha256"
+_PROGRAM = b"from mindpet.cli.main import main"  # in the script of `mindpet`, and of `python -m mindpet.cli`
+_CONTEXT = ("mode", "device_target", "jit_syntax_level", "enable_graph_kernel", "graph_kernel_flags", "deterministic")
+
+
+def graphs_folder() -> Path | None:
+    """Return where the graphs of training runs are kept, below `cache_folder`; None where MINDPET_GRAPHS is 'off'.
+
+    Raises:
+        InputError: MINDPET_GRAPHS is neither 'keep' nor 'off'.
+    """
+    chosen = os.environ.get(_VARIABLE, "keep")
+    if chosen not in ("keep", "off"):
+        raise InputError(f"{_VARIABLE} is {chosen!r}; accepted are keep and off: choose one of them.")
+    return cache_folder() / "graphs" if chosen == "keep" else None
+
+
+@contextmanager
+def kept_graph(cell: nn.Cell, inputs: Sequence[Tensor], folder: Path | None) -> Iterator[None]:
+    """Let the graph of `cell` be read where it was kept, and otherwise be kept when it is compiled within.
+
+    Graphs are kept in graph mode on a stand-alone CPU, and only of cells that consist of MindPet's and MindSpore's own
+    classes; and only by the program `mindpet`, as MindSpore goes through the script that was started, and fails on many
+    a one. A damaged file, a full disk or a folder that cannot be written costs a compilation and nothing else.
+
+    Args:
+        cell: What is called within on `inputs`, for the first time on such; nothing else may be compiled there.
+        inputs: Of whose shapes and dtypes the graph is.
+        folder: Where graphs of all kinds are kept; it is made when it is needed. None keeps none.
+    """
+    key = _key(cell, inputs) if folder is not None and _is_served() else None
+    desk = None if key is None else _desk()
+    if folder is None or key is None or desk is None:
+        yield
+        return
+    entry = folder / key
+    found = _read(entry, desk)
+    with _compile_cache(desk.folder):
+        yield
+    if found:
+        desk.number += 1
+    elif (written := desk.newest()) is not None:
+        desk.number = _number_of(written) + 1
+        with suppress(OSError):
+            _write(written.read_bytes(), desk.scripts.read_bytes(), entry)
+            _forget_the_oldest(folder)
+
+
+def _read(entry: Path, desk: _Desk) -> bool:
+    """Put a kept graph where MindSpore looks for its next one; tell whether there is one that is not damaged."""
+    with suppress(OSError, ValueError):
+        graph, scripts = (entry / _GRAPH).read_bytes(), (entry / _SCRIPTS).read_bytes()
+        if (entry / _DIGEST).read_text() == _digest(graph, scripts):
+            desk.put(graph, scripts)
+            entry.touch()
+            return True
+    shutil.rmtree(entry, ignore_errors=True)
+    return False
+
+
+def _write(graph: bytes, scripts: bytes, entry: Path) -> None:
+    """Keep a graph that MindSpore has written, unless another process has just done so."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="new-", dir=entry.parent, ignore_cleanup_errors=True) as unfinished:
+        for name, content in ((_GRAPH, graph), (_SCRIPTS, scripts), (_DIGEST, _digest(graph, scripts).encode())):
+            (Path(unfinished) / name).write_bytes(content)
+        Path(unfinished).rename(entry)
+
+
+def _forget_the_oldest(folder: Path) -> None:
+    entries = sorted(folder.iterdir(), key=lambda entry: entry.stat().st_mtime, reverse=True)
+    for oldest in entries[_LIMIT:]:
+        shutil.rmtree(oldest, ignore_errors=True)
+
+
+class _Desk:
+    """The folder, one for the whole process, in which MindSpore reads and writes graphs; it numbers them."""
+
+    def __init__(self) -> None:
+        self._room = TemporaryDirectory(prefix="mindpet-graphs-", ignore_cleanup_errors=True)
+        self.folder = self._room.name
+        self.files = Path(self.folder) / "rank_0" / "graph_cache"
+        self.scripts = self.files / _SCRIPTS
+        self.number = 0
+
+    def put(self, graph: bytes, scripts: bytes) -> None:
+        """Put a graph there as the one that MindSpore takes next."""
+        self.files.mkdir(parents=True, exist_ok=True)
+        self.scripts.write_bytes(scripts)
+        (self.files / f"compile_cache_{self.number}.mindir").write_bytes(graph)
+
+    def newest(self) -> Path | None:
+        """Return the graph that MindSpore has written since the last one, or None."""
+        written = [file for file in self.files.glob("compile_cache_*.mindir") if _number_of(file) >= self.number]
+        return max(written, key=_number_of, default=None)
+
+
+@lru_cache(maxsize=1)
+def _desk() -> _Desk | None:
+    """Return the desk of this process, or None where no folder can be made for it."""
+    try:
+        return _Desk()
+    except OSError:
+        return None
+
+
+def _number_of(graph: Path) -> int:
+    return int(graph.stem.rpartition("_")[2])
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+
+
+@contextmanager
+def _compile_cache(folder: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in (_SWITCH, _PATH)}
+    os.environ |= {_SWITCH: "1", _PATH: folder}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _is_served() -> bool:
+    """Tell whether graphs are kept here: not where the user has MindSpore keep them."""
+    if _SWITCH in os.environ or mindspore.get_context("enable_compile_cache") is not None:
+        return False
+    alone = mindspore.get_auto_parallel_context("parallel_mode") == "stand_alone"
+    on_cpu = mindspore.get_context("device_target") == "CPU"
+    in_graph_mode = mindspore.get_context("mode") == mindspore.GRAPH_MODE
+    return alone and on_cpu and in_graph_mode and _PROGRAM in _script()
+
+
+@lru_cache(maxsize=1)
+def _script() -> bytes:
+    """Return the content of the script that was started; nothing where there is none."""
+    try:
+        return Path(sys.argv[0]).read_bytes()
+    except OSError:
+        return b""
+
+
+def _key(cell: nn.Cell, inputs: Sequence[Tensor]) -> str | None:
+    """Return the digest of all that a graph is made from; None where something of it is not known."""
+    if (description := describe_for_good(cell)) is None:
+        return None
+    parts = (
+        description,
+        [(tuple(tensor.shape), str(tensor.dtype)) for tensor in inputs],
+        kernels.kernels_in_use(),
+        [(name, str(mindspore.get_context(name))) for name in _CONTEXT],
+        sorted((name, value) for name, value in os.environ.items() if name.startswith("MS_")),
+        _code(),
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _code() -> tuple[str, ...]:
+    """Return the versions of everything that takes part, of ours by its content."""
+    package = Path(mindpet.__file__).parent
+    files = [*sorted(package.rglob("*.py")), *([LIBRARY] if LIBRARY.exists() else [])]
+    contents = _digest(*(part for file in files for part in (str(file).encode(), file.read_bytes())))
+    script = str(Path(sys.argv[0]).absolute()), _digest(_script())
+    return (*script, sys.version, mindspore.__version__, mindspore.__file__, contents)
