@@ -70,3 +70,15 @@ def write_task(file, count=60):
         )
     file.write_text("\n".join(lines) + "\n")
     return file
+
+
+def write_texts(file):
+    """Write 320 labelled texts, short ones and long ones, so that batches have two widths."""
+    generator = np.random.default_rng(0)
+    lines = []
+    for number in range(320):
+        label, words = (("up", ("good", "fine")), ("down", ("bad", "poor")))[number % 2]
+        fillers = generator.choice(["day", "film", "the", "a", "very"], size=2 if number % 4 < 2 else 11)
+        lines.append(json.dumps({"text": f"{generator.choice(words)} {' '.join(fillers)}", "label": label}))
+    file.write_text("\n".join(lines))
+    return file

@@ -1,35 +1,21 @@
-import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.scale import FULL
-from tests.tiny import write_bert
+from tests.tiny import write_bert, write_texts
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kill_resume.py"
 KILLS = 20 if FULL else 7
 EPOCHS = 14 if FULL else 6
 
 
-def _write_texts(file):
-    """Write 320 labelled texts, short ones and long ones, so that batches have two widths."""
-    generator = np.random.default_rng(0)
-    lines = []
-    for number in range(320):
-        label, words = (("up", ("good", "fine")), ("down", ("bad", "poor")))[number % 2]
-        fillers = generator.choice(["day", "film", "the", "a", "very"], size=2 if number % 4 < 2 else 11)
-        lines.append(json.dumps({"text": f"{generator.choice(words)} {' '.join(fillers)}", "label": label}))
-    file.write_text("\n".join(lines))
-    return file
-
-
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path):
-    model, data = write_bert(tmp_path / "model"), _write_texts(tmp_path / "texts.jsonl")
+    model, data = write_bert(tmp_path / "model"), write_texts(tmp_path / "texts.jsonl")
     flags = ["--model", str(model), "--data", str(data), "--batch-size", "8", "--save-steps", "4", "--no-baselines"]
     command = [sys.executable, SCRIPT, "--kills", str(KILLS), "--seed", "1", "--", *flags, "--epochs", str(EPOCHS)]
     processes = [
