@@ -21,7 +21,6 @@ from tempfile import TemporaryDirectory
 import mindspore
 from mindspore import Tensor, nn
 
-import mindpet
 from mindpet import kernels
 from mindpet.kernels.switch import LIBRARY
 from mindpet.storage.wheels import cache_folder
@@ -35,7 +34,10 @@ _VARIABLE = "MINDPET_GRAPHS"
 _SWITCH, _PATH = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
 _GRAPH, _SCRIPTS, _DIGEST = "graph.mindir", "compile_dependency.hash", "sha256"
 _PROGRAM = b"from mindpet.cli.main import main"  # in the script of `mindpet`, and of `python -m mindpet.cli`
-_CONTEXT = ("mode", "device_target", "jit_syntax_level", "enable_graph_kernel", "graph_kernel_flags", "deterministic")
+_CONTEXT = (
+    *("mode", "device_target", "deterministic", "jit_level", "jit_syntax_level"),
+    *("enable_graph_kernel", "graph_kernel_flags", "enable_reduce_precision"),
+)
 
 
 def graphs_folder() -> Path | None:
@@ -197,7 +199,7 @@ def _key(cell: nn.Cell, inputs: Sequence[Tensor]) -> str | None:
 @lru_cache(maxsize=1)
 def _code() -> tuple[str, ...]:
     """Return the versions of everything that takes part, of ours by its content."""
-    package = Path(mindpet.__file__).parent
+    package = Path(__file__).parents[1]
     files = [*sorted(package.rglob("*.py")), *([LIBRARY] if LIBRARY.exists() else [])]
     contents = _digest(*(part for file in files for part in (str(file).encode(), file.read_bytes())))
     script = str(Path(sys.argv[0]).absolute()), _digest(_script())
