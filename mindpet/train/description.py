@@ -46,12 +46,13 @@ def describe(cell: nn.Cell) -> str:
 def describe_for_good(cell: nn.Cell) -> str | None:
     """Return a digest that is the same for a cell of another process only if it has the same graph of the same names.
 
-    None where something in the cell, a class of the user's for example, cannot be compared between processes. Classes
-    and functions of mindpet and MindSpore are taken to be the same if their names are: whoever compares digests of
-    different versions, or of code that was changed at run time, has to see to that.
+    None where something in the cell, a class of the user's for example, cannot be compared between processes, or where
+    a Parameter cannot be found by its name among those of the cell, as that of a loss scale. Classes and functions of
+    mindpet and MindSpore are taken to be the same if their names are: whoever compares digests of different versions,
+    or of code that was changed at run time, has to see to that.
     """
     try:
-        return _digest(_LastingDescription().of(cell))
+        return _digest(_LastingDescription(cell).of(cell))
     except _IncomparableError:
         return None
 
@@ -125,7 +126,13 @@ class _IncomparableError(Exception):
 class _LastingDescription(_Description):
     """A description that holds in other processes too, with the names of Parameters."""
 
+    def __init__(self, cell: nn.Cell) -> None:
+        super().__init__()
+        self._named = cell.parameters_dict()
+
     def _name(self, parameter: Parameter) -> str:
+        if self._named.get(parameter.name) is not parameter:
+            raise _IncomparableError(f"{parameter.name} is not the Parameter of that name in the cell")
         return str(parameter.name)
 
     def _class(self, value: Any) -> Any:
