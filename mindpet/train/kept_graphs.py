@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -41,7 +42,10 @@ _CONTEXT = (
 
 
 def graphs_folder() -> Path | None:
-    """Return where the graphs of training runs are kept, below `cache_folder`; None where MINDPET_GRAPHS is 'off'.
+    """Return where the graphs of training runs are kept, below `cache_folder`.
+
+    Returns:
+        A folder, or None where MINDPET_GRAPHS is 'off' or no cache folder can be named.
 
     Raises:
         InputError: MINDPET_GRAPHS is neither 'keep' nor 'off'.
@@ -49,7 +53,12 @@ def graphs_folder() -> Path | None:
     chosen = os.environ.get(_VARIABLE, "keep")
     if chosen not in ("keep", "off"):
         raise InputError(f"{_VARIABLE} is {chosen!r}; accepted are keep and off: choose one of them.")
-    return cache_folder() / "graphs" if chosen == "keep" else None
+    if chosen == "off":
+        return None
+    try:
+        return cache_folder() / "graphs"
+    except (OSError, RuntimeError):  # there is no home, or no working directory
+        return None
 
 
 @contextmanager
@@ -71,36 +80,38 @@ def kept_graph(cell: nn.Cell, inputs: Sequence[Tensor], folder: Path | None) -> 
         yield
         return
     entry = folder / key
-    found = _read(entry, desk)
+    kept = _read(entry)
+    if kept is not None and not desk.put(*kept):
+        kept = None
     with _compile_cache(desk.folder):
         yield
-    if found:
-        desk.number += 1
-    elif (written := desk.newest()) is not None:
-        desk.number = _number_of(written) + 1
+    graph = desk.take()
+    # A graph that was put there and is another one now was compiled, as MindSpore had missed one before.
+    if graph is not None and (kept is None or graph != kept[0]) and _code() is not None:
         with suppress(OSError):
-            _write(written.read_bytes(), desk.scripts.read_bytes(), entry)
+            _write(graph, desk.scripts.read_bytes(), entry)
             _forget_the_oldest(folder)
 
 
-def _read(entry: Path, desk: _Desk) -> bool:
-    """Put a kept graph where MindSpore looks for its next one; tell whether there is one that is not damaged."""
-    with suppress(OSError, ValueError):
+def _read(entry: Path) -> tuple[bytes, bytes] | None:
+    """Return a kept graph and what MindSpore has noted of the script, if they are not damaged."""
+    try:
         graph, scripts = (entry / _GRAPH).read_bytes(), (entry / _SCRIPTS).read_bytes()
-        if (entry / _DIGEST).read_text() == _digest(graph, scripts):
-            desk.put(graph, scripts)
-            entry.touch()
-            return True
-    shutil.rmtree(entry, ignore_errors=True)
-    return False
+        is_whole = (entry / _DIGEST).read_bytes() == _digest(graph, scripts).encode()
+    except OSError:
+        return None
+    with suppress(OSError):
+        entry.touch()
+    return (graph, scripts) if is_whole else None
 
 
 def _write(graph: bytes, scripts: bytes, entry: Path) -> None:
-    """Keep a graph that MindSpore has written, unless another process has just done so."""
+    """Keep a graph that MindSpore has written, in the place of a damaged one."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="new-", dir=entry.parent, ignore_cleanup_errors=True) as unfinished:
         for name, content in ((_GRAPH, graph), (_SCRIPTS, scripts), (_DIGEST, _digest(graph, scripts).encode())):
             (Path(unfinished) / name).write_bytes(content)
+        shutil.rmtree(entry, ignore_errors=True)
         Path(unfinished).rename(entry)
 
 
@@ -111,38 +122,62 @@ def _forget_the_oldest(folder: Path) -> None:
 
 
 class _Desk:
-    """The folder, one for the whole process, in which MindSpore reads and writes graphs; it numbers them."""
+    """The folder, one for the whole process, in which MindSpore reads and writes graphs; it numbers them.
+
+    No graph but the one that is wanted ever lies there when MindSpore looks, whatever its number.
+    """
 
     def __init__(self) -> None:
         self._room = TemporaryDirectory(prefix="mindpet-graphs-", ignore_cleanup_errors=True)
         self.folder = self._room.name
-        self.files = Path(self.folder) / "rank_0" / "graph_cache"
-        self.scripts = self.files / _SCRIPTS
-        self.number = 0
+        self.scripts = Path(self.folder) / "rank_0" / "graph_cache" / _SCRIPTS
+        self._number = 0
 
-    def put(self, graph: bytes, scripts: bytes) -> None:
-        """Put a graph there as the one that MindSpore takes next."""
-        self.files.mkdir(parents=True, exist_ok=True)
-        self.scripts.write_bytes(scripts)
-        (self.files / f"compile_cache_{self.number}.mindir").write_bytes(graph)
+    def put(self, graph: bytes, scripts: bytes) -> bool:
+        """Put a graph there as the one that MindSpore takes next; tell whether there was room for it."""
+        try:
+            self.scripts.parent.mkdir(parents=True, exist_ok=True)
+            self.scripts.write_bytes(scripts)
+            (self.scripts.parent / f"compile_cache_{self._number}.mindir").write_bytes(graph)
+        except OSError:
+            self.clear()
+            return False
+        return True
 
-    def newest(self) -> Path | None:
-        """Return the graph that MindSpore has written since the last one, or None."""
-        written = [file for file in self.files.glob("compile_cache_*.mindir") if _number_of(file) >= self.number]
-        return max(written, key=_number_of, default=None)
+    def take(self) -> bytes | None:
+        """Take away the graph that lies there after a compilation; None where none does."""
+        graphs = {int(file.stem.rpartition("_")[2]): file for file in self._graphs()}
+        try:
+            newest = max(graphs, default=-1)
+            content = graphs[newest].read_bytes() if graphs else None
+            self._number = max(self._number, newest + 1)
+        except OSError:
+            content = None
+        self.clear()
+        return content
+
+    def clear(self) -> None:
+        """Take away what lies there."""
+        for file in self._graphs():
+            file.unlink()
+
+    def _graphs(self) -> list[Path]:
+        return list(self.scripts.parent.glob("compile_cache_*.mindir"))
 
 
 @lru_cache(maxsize=1)
+def _the_desk() -> _Desk:
+    return _Desk()
+
+
 def _desk() -> _Desk | None:
-    """Return the desk of this process, or None where no folder can be made for it."""
+    """Return the desk of this process, cleared, or None where there is no room for one."""
     try:
-        return _Desk()
+        desk = _the_desk()
+        desk.clear()
     except OSError:
         return None
-
-
-def _number_of(graph: Path) -> int:
-    return int(graph.stem.rpartition("_")[2])
+    return desk
 
 
 def _digest(*parts: bytes) -> str:
@@ -183,7 +218,11 @@ def _script() -> bytes:
 
 def _key(cell: nn.Cell, inputs: Sequence[Tensor]) -> str | None:
     """Return the digest of all that a graph is made from; None where something of it is not known."""
-    if (description := describe_for_good(cell)) is None:
+    try:
+        description, code = describe_for_good(cell), _code()
+    except (RuntimeError, TypeError, ValueError):  # of an attribute that cannot be gone through
+        return None
+    if description is None or code is None:
         return None
     parts = (
         description,
@@ -191,16 +230,31 @@ def _key(cell: nn.Cell, inputs: Sequence[Tensor]) -> str | None:
         kernels.kernels_in_use(),
         [(name, str(mindspore.get_context(name))) for name in _CONTEXT],
         sorted((name, value) for name, value in os.environ.items() if name.startswith("MS_")),
-        _code(),
+        code,
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-@lru_cache(maxsize=1)
-def _code() -> tuple[str, ...]:
-    """Return the versions of everything that takes part, of ours by its content."""
+def _code() -> tuple[str, ...] | None:
+    """Return the versions of everything that takes part, of ours by its content.
+
+    None where a file cannot be read, or was changed after this process began: it may have read what was there before.
+    """
     package = Path(__file__).parents[1]
     files = [*sorted(package.rglob("*.py")), *([LIBRARY] if LIBRARY.exists() else [])]
-    contents = _digest(*(part for file in files for part in (str(file).encode(), file.read_bytes())))
+    try:
+        start = _start_of_the_process()
+        if any(file.stat().st_ctime >= start for file in files):
+            return None
+        contents = _digest(*(part for file in files for part in (str(file).encode(), file.read_bytes())))
+    except OSError:
+        return None
     script = str(Path(sys.argv[0]).absolute()), _digest(_script())
     return (*script, sys.version, mindspore.__version__, mindspore.__file__, contents)
+
+
+def _start_of_the_process() -> float:
+    """Return when this process began, in seconds since 1970 as files have them."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    running = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.time() - running

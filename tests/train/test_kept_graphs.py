@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from mindpet.train import kept_graphs
 from mindpet.train.kept_graphs import graphs_folder
 from mindpet.utils.exceptions import InputError
 from tests.scale import REPETITION, rarely
@@ -81,6 +83,7 @@ def _entries(folder):
     return sorted(entry for entry in folder.iterdir() if entry.is_dir())
 
 
+@pytest.mark.slow
 def test_the_second_run_reads_the_graphs_of_the_first_and_takes_the_same_steps(run, folder):
     compiled = run(None)
     assert run(folder) == compiled == (compiled[0], 0)
@@ -174,6 +177,50 @@ def test_the_folder_is_below_the_cache_unless_it_is_off(monkeypatch, tmp_path):
     assert graphs_folder() == tmp_path / "graphs"
     monkeypatch.delenv("MINDPET_GRAPHS")
     assert graphs_folder() == tmp_path / "graphs"
+    monkeypatch.setenv("MINDPET_CACHE", "~nobody-of-this-name/cache")
+    assert graphs_folder() is None
     monkeypatch.setenv("MINDPET_GRAPHS", "on")
     with pytest.raises(InputError, match="MINDPET_GRAPHS is 'on'; accepted are keep and off"):
         graphs_folder()
+
+
+def test_no_graph_is_kept_or_read_when_the_package_was_changed_after_the_start(monkeypatch):
+    assert kept_graphs._code() is not None
+    newest = max(file.stat().st_ctime for file in Path(kept_graphs.__file__).parents[1].rglob("*.py"))
+    monkeypatch.setattr(kept_graphs, "_start_of_the_process", lambda: newest)
+    assert kept_graphs._code() is None
+
+
+def test_the_process_began_a_moment_ago():
+    script = "import time; from mindpet.train.kept_graphs import _start_of_the_process as s; print(s(), time.time())"
+    before = time.time()
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    start, now = map(float, result.stdout.split()[-2:])
+    assert before - 0.1 <= start <= now
+
+
+def test_mindspore_finds_the_graph_that_was_put_there_and_no_other():
+    desk = kept_graphs._Desk()
+    files = desk.scripts.parent
+    assert desk.take() is None
+    assert desk.put(b"first", b"scripts")
+    assert [file.name for file in files.glob("*.mindir")] == ["compile_cache_0.mindir"]
+    assert desk.take() == b"first"
+    (files / "compile_cache_1.mindir").write_bytes(b"compiled")
+    assert desk.take() == b"compiled"
+    assert desk.put(b"third", b"scripts")
+    assert [file.name for file in files.glob("*.mindir")] == ["compile_cache_2.mindir"]
+    (files / "compile_cache_5.mindir").write_bytes(b"MindSpore has counted others")
+    assert desk.take() == b"MindSpore has counted others"
+    desk.put(b"fourth", b"scripts")
+    assert [file.name for file in files.glob("*.mindir")] == ["compile_cache_6.mindir"]
+    desk.clear()
+    assert not list(files.glob("*.mindir"))
+
+
+def test_a_desk_without_room_has_nothing_on_it():
+    desk = kept_graphs._Desk()
+    desk.scripts.parent.mkdir(parents=True)
+    desk.scripts.mkdir()  # so that nothing can be written there
+    assert not desk.put(b"graph", b"scripts")
+    assert desk.take() is None
