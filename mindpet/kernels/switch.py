@@ -24,6 +24,7 @@ __all__ = [
     "kernels_in_use",
     "missing",
     "native_kind",
+    "on_stand_alone_cpu",
     "possible_kernels",
     "use_kernels",
 ]
@@ -55,8 +56,13 @@ def use_kernels(kind: str) -> None:
 
 def kernels_in_use() -> str:
     """Return 'off', 'f32' or 'bf16': what float32 tensors get on this device in this parallel mode."""
+    return _chosen if on_stand_alone_cpu() else "off"
+
+
+def on_stand_alone_cpu() -> bool:
+    """Return whether MindSpore's device is a CPU, and no parallel mode shares the work."""
     alone = mindspore.get_auto_parallel_context("parallel_mode") == "stand_alone"
-    return _chosen if alone and mindspore.get_context("device_target") == "CPU" else "off"
+    return alone and mindspore.get_context("device_target") == "CPU"
 
 
 def possible_kernels() -> tuple[str, ...]:

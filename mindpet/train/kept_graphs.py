@@ -23,7 +23,7 @@ import mindspore
 from mindspore import Tensor, nn
 
 from mindpet import kernels
-from mindpet.kernels.switch import LIBRARY
+from mindpet.kernels.switch import LIBRARY, on_stand_alone_cpu
 from mindpet.storage.wheels import cache_folder
 from mindpet.train.description import describe_for_good
 from mindpet.utils.exceptions import InputError
@@ -201,10 +201,8 @@ def _is_served() -> bool:
     """Tell whether graphs are kept here: not where the user has MindSpore keep them."""
     if _SWITCH in os.environ or mindspore.get_context("enable_compile_cache") is not None:
         return False
-    alone = mindspore.get_auto_parallel_context("parallel_mode") == "stand_alone"
-    on_cpu = mindspore.get_context("device_target") == "CPU"
     in_graph_mode = mindspore.get_context("mode") == mindspore.GRAPH_MODE
-    return alone and on_cpu and in_graph_mode and _PROGRAM in _script()
+    return on_stand_alone_cpu() and in_graph_mode and _PROGRAM in _script()
 
 
 @lru_cache(maxsize=1)

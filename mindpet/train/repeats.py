@@ -16,6 +16,7 @@ from typing import Any
 import mindspore
 from mindspore import lazy_inline, nn
 
+from mindpet.kernels.switch import on_stand_alone_cpu
 from mindpet.train.description import describe
 
 __all__ = ["share_equal_layers"]
@@ -49,9 +50,7 @@ def share_equal_layers(network: nn.Cell) -> Iterator[None]:
 
 
 def _is_served() -> bool:
-    alone = mindspore.get_auto_parallel_context("parallel_mode") == "stand_alone"
-    on_cpu = mindspore.get_context("device_target") == "CPU"
-    return alone and on_cpu and mindspore.get_context("mode") == mindspore.GRAPH_MODE
+    return on_stand_alone_cpu() and mindspore.get_context("mode") == mindspore.GRAPH_MODE
 
 
 def _equal_layers(cell: nn.Cell) -> Iterator[tuple[Any, str]]:
