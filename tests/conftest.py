@@ -35,6 +35,19 @@ def mode(request):
     return request.param
 
 
+@pytest.fixture
+def one_by_one():
+    """Let each operation in PyNative mode end before the next.
+
+    For tests that do something a thousand times: on a busy machine MindSpore's threads wait long for each other.
+    """
+    import mindspore
+
+    mindspore.set_context(pynative_synchronize=True)
+    yield
+    mindspore.set_context(pynative_synchronize=False)
+
+
 def pytest_collection_modifyitems(items):
     """Keep the tests of a file, and of the planner's whole folder, in one process, but for those that stand alone."""
     for item in items:

@@ -121,14 +121,6 @@ def test_cycles_leave_every_bit(dtype):
     _cycle(dtype, 3)
 
 
-@pytest.fixture
-def one_by_one():
-    """Let each operation end before the next: on a busy machine MindSpore's threads wait long for each other."""
-    mindspore.set_context(pynative_synchronize=True)
-    yield
-    mindspore.set_context(pynative_synchronize=False)
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_by_one")
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -225,6 +225,7 @@ def test_some_mutations_are_refused_or_without_consequence(adapters):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_by_one")
 def test_a_thousand_mutations_are_refused_or_without_consequence(adapters):
     refused = check_mutations(adapters, range(1000, 2000))
     assert 700 < refused < 1000  # the rest changed nothing but the card or an unimportant text
