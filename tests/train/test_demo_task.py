@@ -49,7 +49,7 @@ def test_lora_beats_both_baselines_in_the_mean_of_the_seeds(tmp_path):
 def test_each_method_learns_and_trains_what_the_documents_say(tmp_path, method):
     out = tmp_path / "run"
     chosen = [flag for token in TOKENS for flag in ("--token-indices", str(token))] if method == "tokens" else []
-    metrics = _run_demo(out, "--method", method, *chosen, "--epochs", "1", "--no-baselines")
+    metrics = _run_demo(out, "--method", method, *chosen, "--epochs", "1", "--max-length", "8", "--no-baselines")
     losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()[:-1]]
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
     (documented,) = re.findall(rf"^\| `{method}` \|.*\| ([\d,]+) ", PAGE.read_text(), re.MULTILINE)[:1]
