@@ -4,6 +4,7 @@ Called as `python -m tests.planner.device FOLDER MODULE NAME ...`: plans the nam
 device adds what came of each case to FOLDER/device_<rank>.jsonl and writes the graphs below FOLDER/<name>.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -33,6 +34,7 @@ def main(folder, module, *names):
     # The planner looks for the group of all GPUs; here the CPU's communication serves in its place.
     create_group("nccl_world_group", list(range(DEVICES)))
     mindspore.set_context(device_target="GPU")
+    gc.freeze()  # MindSpore goes through all objects at each compilation
     with (folder / f"device_{get_rank()}.jsonl").open("w", buffering=1) as told:
         for name in names:
             print(name, flush=True)
