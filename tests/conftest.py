@@ -16,6 +16,16 @@ import pytest
 _ONCE_MORE = pytest.mark.flaky(reruns=1, only_rerun="AssertionError")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fewer_objects():
+    """Hide what is loaded by now, torch and its friends included, from the garbage collector.
+
+    MindSpore goes through all that it knows at each compilation, and attaching and merging in search of optimizers.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def starting_mode():
     """Let each test start in MindSpore's own default, PyNative mode, whatever the one before has set."""
@@ -57,14 +67,6 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group(str(group)))
         if hasattr(item, "callspec") and item.callspec.params.get("mode") == "pynative":
             item.add_marker(_ONCE_MORE)
-
-
-def pytest_collection_finish():
-    """Hide the half million objects that are loaded by now from the garbage collector.
-
-    MindSpore goes through all that it knows at each compilation, and attaching and merging in search of optimizers.
-    """
-    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter):
