@@ -162,7 +162,7 @@ def test_another_number_of_devices_is_refused_when_a_run_is_resumed(one_and_two)
 
 @pytest.fixture(scope="module")
 def long_run(task):
-    return [*task, "--lora-dropout", "0.1", "--epochs", "16", "--devices", "2"]
+    return [*task, "--lora-dropout", "0.1", "--epochs", "24", "--devices", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_a_stopped_run_saves_once_and_goes_on_as_if_it_had_not_been_stopped(
 ):
     parts = tmp_path / "parts"
     with _start([*long_run, "--out", parts]) as process:
-        _wait_for_steps(parts, 30, process)
+        _wait_for_steps(parts, 12, process)
         for pid in [process.pid, *(_ranks(parts).values() if to_all else ())]:
             os.kill(pid, number)
         said = process.communicate(timeout=60)[1]
