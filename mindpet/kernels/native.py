@@ -22,12 +22,14 @@ from mindpet.kernels.switch import LIBRARY
 __all__ = [
     "add_rms_norm",
     "attention",
+    "constants",
     "dense_frozen",
     "dense_trained",
     "gelu",
     "gelu_tanh",
     "layer_norm",
     "lora_dense",
+    "operation",
     "rms_norm",
     "rotary",
     "row_losses",
@@ -40,7 +42,7 @@ _stop = ops.stop_gradient
 _cast = ops.Cast()  # Tensor.astype is several functions to compile
 
 
-def _operation(name: str, inputs: int, outputs: int = 1, bprop: Callable[..., Any] | None = None) -> Any:
+def operation(name: str, inputs: int, outputs: int = 1, bprop: Callable[..., Any] | None = None) -> Any:
     """Return an operation of the library on `inputs` tensors; the library knows the shapes of the outputs too.
 
     Operations of one name must have one `bprop`: within a graph MindSpore takes them for the same.
@@ -59,17 +61,17 @@ def _operation(name: str, inputs: int, outputs: int = 1, bprop: Callable[..., An
 
 @constexpr
 @lru_cache(maxsize=256)
-def _constants(*values: float) -> Tensor:
+def constants(*values: float) -> Tensor:
     """Return numbers as a float32 tensor, the only form in which the library takes them."""
     return Tensor(np.array(values, np.float32))
 
 
-_gelu_back = _operation("gelu_back", 2)
-_gelu_back_bf16 = _operation("gelu_back_bf16", 2)
-_gelu_tanh_back = _operation("gelu_tanh_back", 2)
-_gelu_tanh_back_bf16 = _operation("gelu_tanh_back_bf16", 2)
-_silu_gate_back = _operation("silu_gate_back", 3, 2)
-_silu_gate_back_bf16 = _operation("silu_gate_back_bf16", 3, 2)
+_gelu_back = operation("gelu_back", 2)
+_gelu_back_bf16 = operation("gelu_back_bf16", 2)
+_gelu_tanh_back = operation("gelu_tanh_back", 2)
+_gelu_tanh_back_bf16 = operation("gelu_tanh_back_bf16", 2)
+_silu_gate_back = operation("silu_gate_back", 3, 2)
+_silu_gate_back_bf16 = operation("silu_gate_back_bf16", 3, 2)
 
 
 def _gelu_bprop(x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
@@ -98,12 +100,12 @@ def _silu_gate_bf16_bprop(
     return _silu_gate_back_bf16(out[1], out[2], dout[0])
 
 
-_gelu = _operation("gelu", 1, bprop=_gelu_bprop)
-_gelu_bf16 = _operation("gelu_bf16", 1, 2, _gelu_bf16_bprop)
-_gelu_tanh = _operation("gelu_tanh", 1, bprop=_gelu_tanh_bprop)
-_gelu_tanh_bf16 = _operation("gelu_tanh_bf16", 1, 2, _gelu_tanh_bf16_bprop)
-_silu_gate = _operation("silu_gate", 2, bprop=_silu_gate_bprop)
-_silu_gate_bf16 = _operation("silu_gate_bf16", 2, 3, _silu_gate_bf16_bprop)
+_gelu = operation("gelu", 1, bprop=_gelu_bprop)
+_gelu_bf16 = operation("gelu_bf16", 1, 2, _gelu_bf16_bprop)
+_gelu_tanh = operation("gelu_tanh", 1, bprop=_gelu_tanh_bprop)
+_gelu_tanh_bf16 = operation("gelu_tanh_bf16", 1, 2, _gelu_tanh_bf16_bprop)
+_silu_gate = operation("silu_gate", 2, bprop=_silu_gate_bprop)
+_silu_gate_bf16 = operation("silu_gate_bf16", 2, 3, _silu_gate_bf16_bprop)
 
 
 def gelu(x: Tensor, kind: str) -> Tensor:
@@ -123,7 +125,7 @@ def silu_gate(gate: Tensor, x: Tensor, kind: str) -> Tensor:
 
 def _layer_norm_operations(suffix: str) -> tuple[Any, Any]:
     """Return LayerNorm without and with a residual, whose gamma and beta are trained."""
-    back = _operation("layer_norm_back" + suffix, 4, 3)
+    back = operation("layer_norm_back" + suffix, 4, 3)
 
     def bprop(
         x: Tensor, gamma: Tensor, beta: Tensor, epsilon: Tensor, out: tuple[Tensor, ...], dout: tuple[Tensor, ...]
@@ -144,14 +146,14 @@ def _layer_norm_operations(suffix: str) -> tuple[Any, Any]:
         return dx, dgamma, dbeta, epsilon, dx
 
     return (
-        _operation("layer_norm" + suffix, 4, 3, bprop),
-        _operation("layer_norm_residual" + suffix, 5, 3, residual_bprop),
+        operation("layer_norm" + suffix, 4, 3, bprop),
+        operation("layer_norm_residual" + suffix, 5, 3, residual_bprop),
     )
 
 
 def _frozen_layer_norm_operations(suffix: str) -> tuple[Any, Any]:
     """Return the same with frozen gamma and beta."""
-    back = _operation("layer_norm_frozen_back" + suffix, 4)
+    back = operation("layer_norm_frozen_back" + suffix, 4)
 
     def bprop(
         x: Tensor, gamma: Tensor, beta: Tensor, epsilon: Tensor, out: tuple[Tensor, ...], dout: tuple[Tensor, ...]
@@ -171,8 +173,8 @@ def _frozen_layer_norm_operations(suffix: str) -> tuple[Any, Any]:
         return dx, gamma, beta, epsilon, dx
 
     return (
-        _operation("layer_norm_frozen" + suffix, 4, 3, bprop),
-        _operation("layer_norm_frozen_residual" + suffix, 5, 3, residual_bprop),
+        operation("layer_norm_frozen" + suffix, 4, 3, bprop),
+        operation("layer_norm_frozen_residual" + suffix, 5, 3, residual_bprop),
     )
 
 
@@ -186,7 +188,7 @@ def layer_norm(
     x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, residual: Tensor | None, trains_scale: bool, kind: str
 ) -> Tensor:
     """As `kernels.layer_norm`."""
-    scale, shift, constant = _cast(gamma, _FLOAT), _cast(beta, _FLOAT), _constants(epsilon)
+    scale, shift, constant = _cast(gamma, _FLOAT), _cast(beta, _FLOAT), constants(epsilon)
     if not trains_scale:
         return _frozen_layer_norm(x, _stop(scale), _stop(shift), constant, residual, kind)
     if residual is None:
@@ -206,8 +208,8 @@ def _frozen_layer_norm(
     return add_and_normalise(x, scale, shift, constant, _cast(residual, _FLOAT))[0]
 
 
-_rms_norm_back = _operation("rms_norm_back", 4, 2)
-_frozen_rms_norm_back = _operation("rms_norm_frozen_back", 4)
+_rms_norm_back = operation("rms_norm_back", 4, 2)
+_frozen_rms_norm_back = operation("rms_norm_frozen_back", 4)
 
 
 def _rms_norm_bprop(
@@ -223,19 +225,19 @@ def _frozen_rms_norm_bprop(
     return _frozen_rms_norm_back(dout[0], x, gamma, out[1]), gamma, epsilon
 
 
-_rms_norm = _operation("rms_norm", 3, 2, _rms_norm_bprop)
-_frozen_rms_norm = _operation("rms_norm_frozen", 3, 2, _frozen_rms_norm_bprop)
+_rms_norm = operation("rms_norm", 3, 2, _rms_norm_bprop)
+_frozen_rms_norm = operation("rms_norm_frozen", 3, 2, _frozen_rms_norm_bprop)
 
 
 def rms_norm(x: Tensor, gamma: Tensor, epsilon: float, trains_scale: bool) -> Tensor:
     """As `kernels.rms_norm`."""
     if trains_scale:
-        return _rms_norm(x, _cast(gamma, _FLOAT), _constants(epsilon))[0]
-    return _frozen_rms_norm(x, _stop(_cast(gamma, _FLOAT)), _constants(epsilon))[0]
+        return _rms_norm(x, _cast(gamma, _FLOAT), constants(epsilon))[0]
+    return _frozen_rms_norm(x, _stop(_cast(gamma, _FLOAT)), constants(epsilon))[0]
 
 
-_add_rms_norm_back = _operation("add_rms_norm_back", 5, 2)
-_frozen_add_rms_norm_back = _operation("add_rms_norm_frozen_back", 5)
+_add_rms_norm_back = operation("add_rms_norm_back", 5, 2)
+_frozen_add_rms_norm_back = operation("add_rms_norm_frozen_back", 5)
 
 
 def _add_rms_norm_bprop(
@@ -252,8 +254,8 @@ def _frozen_add_rms_norm_bprop(
     return dx, dx, gamma, epsilon
 
 
-_add_rms_norm = _operation("add_rms_norm", 4, 3, _add_rms_norm_bprop)
-_frozen_add_rms_norm = _operation("add_rms_norm_frozen", 4, 3, _frozen_add_rms_norm_bprop)
+_add_rms_norm = operation("add_rms_norm", 4, 3, _add_rms_norm_bprop)
+_frozen_add_rms_norm = operation("add_rms_norm_frozen", 4, 3, _frozen_add_rms_norm_bprop)
 
 
 def add_rms_norm(
@@ -262,13 +264,13 @@ def add_rms_norm(
     """As `kernels.add_rms_norm`."""
     other, scale = _cast(residual, _FLOAT), _cast(gamma, _FLOAT)
     if trains_scale:
-        normalised, total, _ = _add_rms_norm(x, other, scale, _constants(epsilon))
+        normalised, total, _ = _add_rms_norm(x, other, scale, constants(epsilon))
     else:
-        normalised, total, _ = _frozen_add_rms_norm(x, other, _stop(scale), _constants(epsilon))
+        normalised, total, _ = _frozen_add_rms_norm(x, other, _stop(scale), constants(epsilon))
     return normalised, total
 
 
-_rotary_back = _operation("rotary_back", 4)
+_rotary_back = operation("rotary_back", 4)
 
 
 def _rotary_bprop(
@@ -277,7 +279,7 @@ def _rotary_bprop(
     return _rotary_back(dout, cosine, sine, interleaved), cosine, sine, interleaved
 
 
-_rotary = _operation("rotary", 4, bprop=_rotary_bprop)
+_rotary = operation("rotary", 4, bprop=_rotary_bprop)
 
 
 def rotary(x: Tensor, cosine: Tensor, sine: Tensor, num_heads: int, interleaved: bool) -> Tensor:
@@ -285,15 +287,15 @@ def rotary(x: Tensor, cosine: Tensor, sine: Tensor, num_heads: int, interleaved:
     batch, length, width = x.shape
     heads = x.reshape((batch, length, num_heads, width // num_heads))
     angles = _stop(_cast(cosine, _FLOAT)), _stop(_cast(sine, _FLOAT))
-    return _rotary(heads, angles[0], angles[1], _constants(float(interleaved))).reshape(x.shape)
+    return _rotary(heads, angles[0], angles[1], constants(float(interleaved))).reshape(x.shape)
 
 
-_bias_back = _operation("bias_back", 1)
+_bias_back = operation("bias_back", 1)
 
 
 def _dense_operations(suffix: str) -> tuple[Any, Any, Any]:
     """Return the dense layer without bias, with a frozen and with a trained one."""
-    dense_back = _operation("dense_back" + suffix, 2)
+    dense_back = operation("dense_back" + suffix, 2)
 
     def dense_bprop(x: Tensor, weight: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
         return dense_back(dout, weight), weight
@@ -305,9 +307,9 @@ def _dense_operations(suffix: str) -> tuple[Any, Any, Any]:
         return dense_back(dout, weight), weight, _bias_back(dout)
 
     return (
-        _operation("dense" + suffix, 2, 1, dense_bprop),
-        _operation("dense_biased" + suffix, 3, 1, biased_bprop),
-        _operation("dense_shifted" + suffix, 3, 1, shifted_bprop),
+        operation("dense" + suffix, 2, 1, dense_bprop),
+        operation("dense_biased" + suffix, 3, 1, biased_bprop),
+        operation("dense_shifted" + suffix, 3, 1, shifted_bprop),
     )
 
 
@@ -315,8 +317,8 @@ _dense, _biased, _shifted = _dense_operations("")
 _dense_bf16, _biased_bf16, _shifted_bf16 = _dense_operations("_bf16")
 
 
-_dense_back = _operation("dense_back", 2)
-_weight_back = _operation("weight_back", 2)
+_dense_back = operation("dense_back", 2)
+_weight_back = operation("weight_back", 2)
 
 
 def _trained_bprop(x: Tensor, weight: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
@@ -327,8 +329,8 @@ def _trained_biased_bprop(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, 
     return _dense_back(dout, weight), _weight_back(dout, x), _bias_back(dout)
 
 
-_trained = _operation("dense_trained", 2, 1, _trained_bprop)
-_trained_biased = _operation("dense_trained_biased", 3, 1, _trained_biased_bprop)
+_trained = operation("dense_trained", 2, 1, _trained_bprop)
+_trained_biased = operation("dense_trained_biased", 3, 1, _trained_biased_bprop)
 
 
 def dense_trained(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -340,7 +342,7 @@ def dense_trained(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _lora_operations() -> tuple[Any, Any, Any]:
     """Return the dense layer with LoRA's branch, as `_dense_operations`."""
-    lora_back = _operation("lora_back", 7, 4)
+    lora_back = operation("lora_back", 7, 4)
 
     def lora_bprop(
         x: Tensor,
@@ -379,15 +381,15 @@ def _lora_operations() -> tuple[Any, Any, Any]:
         return lora_bprop(x, weight, lora_a, lora_b, scale, out, dout) + (_bias_back(dout[0]),)  # noqa: RUF005, graph mode knows only +
 
     return (
-        _operation("lora", 5, 2, lora_bprop),
-        _operation("lora_biased", 6, 2, biased_lora_bprop),
-        _operation("lora_shifted", 6, 2, shifted_lora_bprop),
+        operation("lora", 5, 2, lora_bprop),
+        operation("lora_biased", 6, 2, biased_lora_bprop),
+        operation("lora_shifted", 6, 2, shifted_lora_bprop),
     )
 
 
 def _rounding_lora_operations() -> tuple[Any, Any, Any]:
     """Return the same in bfloat16. They take x as it is multiplied too, and keep only that for the gradient."""
-    lora_back = _operation("lora_back_bf16", 7, 4)
+    lora_back = operation("lora_back_bf16", 7, 4)
 
     def lora_bprop(
         x: Tensor,
@@ -429,9 +431,9 @@ def _rounding_lora_operations() -> tuple[Any, Any, Any]:
         return lora_bprop(x, weight, lora_a, lora_b, scale, rounded, out, dout) + (_bias_back(dout[0]),)  # noqa: RUF005, graph mode knows only +
 
     return (
-        _operation("lora_bf16", 6, 2, lora_bprop),
-        _operation("lora_biased_bf16", 7, 2, biased_lora_bprop),
-        _operation("lora_shifted_bf16", 7, 2, shifted_lora_bprop),
+        operation("lora_bf16", 6, 2, lora_bprop),
+        operation("lora_biased_bf16", 7, 2, biased_lora_bprop),
+        operation("lora_shifted_bf16", 7, 2, shifted_lora_bprop),
     )
 
 
@@ -441,7 +443,7 @@ def _round_rows_bprop(x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
 
 _lora, _biased_lora, _shifted_lora = _lora_operations()
 _lora_bf16, _biased_lora_bf16, _shifted_lora_bf16 = _rounding_lora_operations()
-_round_rows = _operation("round_rows", 1, bprop=_round_rows_bprop)
+_round_rows = operation("round_rows", 1, bprop=_round_rows_bprop)
 
 
 def dense_frozen(x: Tensor, weight: Tensor, bias: Tensor | None, trains_bias: bool, kind: str) -> Tensor:
@@ -490,10 +492,10 @@ def _rounding_lora(
     return _biased_lora_bf16(x, weight, down, up, factor, rounded, _stop(shift))[0]
 
 
-_attention_back = _operation("attention_back", 6, 3)
-_attention_back_bf16 = _operation("attention_back_bf16", 6, 3)
-_attention_back_masked = _operation("attention_back_masked", 7, 3)
-_attention_back_masked_bf16 = _operation("attention_back_masked_bf16", 7, 3)
+_attention_back = operation("attention_back", 6, 3)
+_attention_back_bf16 = operation("attention_back_bf16", 6, 3)
+_attention_back_masked = operation("attention_back_masked", 7, 3)
+_attention_back_masked_bf16 = operation("attention_back_masked_bf16", 7, 3)
 
 _Gradients = tuple[Tensor, ...]
 
@@ -526,10 +528,10 @@ def _masked_attention_bf16_bprop(
     return dquery, dkey, dvalue, settings, mask
 
 
-_attention = _operation("attention", 4, 2, _attention_bprop)
-_attention_bf16 = _operation("attention_bf16", 4, 3, _attention_bf16_bprop)
-_masked_attention = _operation("attention_masked", 5, 2, _masked_attention_bprop)
-_masked_attention_bf16 = _operation("attention_masked_bf16", 5, 3, _masked_attention_bf16_bprop)
+_attention = operation("attention", 4, 2, _attention_bprop)
+_attention_bf16 = operation("attention_bf16", 4, 3, _attention_bf16_bprop)
+_masked_attention = operation("attention_masked", 5, 2, _masked_attention_bprop)
+_masked_attention_bf16 = operation("attention_masked_bf16", 5, 3, _masked_attention_bf16_bprop)
 
 
 def attention(
@@ -548,7 +550,7 @@ def attention(
     heads = query.reshape((batch, queries, num_heads, size))
     key_heads = _cast(key, _FLOAT).reshape((batch, key.shape[1], num_key_heads, size))
     value_heads = _cast(value, _FLOAT).reshape((batch, key.shape[1], num_key_heads, size))
-    settings = _constants(float(causal), size**-0.5)
+    settings = constants(float(causal), size**-0.5)
     if mask is None:
         attend = _attention_bf16 if kind == "bf16" else _attention
         return attend(heads, key_heads, value_heads, settings)[0].reshape(query.shape)
@@ -556,7 +558,7 @@ def attention(
     return attend(heads, key_heads, value_heads, settings, _stop(_cast(mask, _FLOAT)))[0].reshape(query.shape)
 
 
-_row_losses_back = _operation("cross_entropy_back", 4)
+_row_losses_back = operation("cross_entropy_back", 4)
 
 
 def _row_losses_bprop(
@@ -565,7 +567,7 @@ def _row_losses_bprop(
     return _row_losses_back(dout[0], logits, labels, out[1]), labels
 
 
-_row_losses = _operation("cross_entropy", 2, 2, _row_losses_bprop)
+_row_losses = operation("cross_entropy", 2, 2, _row_losses_bprop)
 
 
 def row_losses(logits: Tensor, labels: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ __all__ = [
     "LIBRARY",
     "describe_kernels",
     "kernels_in_use",
+    "library",
     "missing",
     "native_kind",
     "on_stand_alone_cpu",
@@ -32,7 +33,7 @@ __all__ = [
 KINDS = ("off", "f32", "bf16")
 LIBRARY = Path(__file__).with_name("libmindpet_kernels.so")
 
-_INTERFACE = 6  # of the library's functions, as in entry.cpp
+_INTERFACE = 7  # of the library's functions, as in entry.cpp
 _INSTRUCTION_SETS = {1: "AVX2", 2: "AVX-512", 3: "AVX-512 with bfloat16"}
 _VARIABLE = "MINDPET_KERNELS"
 
@@ -104,6 +105,11 @@ def missing() -> str | None:
     if library.mindpet_interface() != _INTERFACE:
         return "the native library is another version's: install mindpet again"
     return None if level else "this processor has no AVX2"
+
+
+def library() -> ctypes.CDLL:
+    """Return the native library, where `missing` finds nothing wrong with it."""
+    return _load()[0]
 
 
 @lru_cache(maxsize=1)

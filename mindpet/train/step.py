@@ -10,6 +10,7 @@ import mindspore
 from mindspore import Parameter, Tensor, amp, nn, ops
 from mindspore import dtype as mstype
 
+from mindpet.train.blocks import Blocks
 from mindpet.train.kept_graphs import kept_graph
 from mindpet.train.losses import ClassificationLoss
 from mindpet.train.ranks import ALONE, Ranks
@@ -126,7 +127,12 @@ class TrainStep:
         shapes = tuple(tuple(tensor.shape) for tensor in inputs)
         if shapes in self._shapes:
             return self.cell(*inputs)
-        with kept_graph(self.cell, inputs, self._graphs), share_equal_layers(self._network):
+        blocks = Blocks(self._network)
+        with (
+            kept_graph(self.cell, inputs, self._graphs),
+            blocks.in_place(),
+            share_equal_layers(self._network),
+        ):
             outputs = self.cell(*inputs)
         self._shapes.add(shapes)
         return outputs

@@ -43,7 +43,7 @@ def compile_objects(compiler: str, folder: Path, options: Sequence[str] = ("-O3"
         RuntimeError: A file does not compile; the message is the compiler's.
     """
     jobs: dict[Path, list[str]] = {}
-    for name in ("threads", "choice", "infer", "entry"):
+    for name in ("threads", "choice", "block", "infer", "entry"):
         jobs[folder / f"{name}.o"] = [str(SOURCES / f"{name}.cpp")]
     for name, flags in _INSTRUCTION_SETS.items():
         jobs[folder / f"{name}.o"] = [*flags, f"-DMINDPET_ISA={name}", str(SOURCES / "isa.cpp")]

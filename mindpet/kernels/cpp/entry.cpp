@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <vector>
 
+#include "block.hpp"
 #include "kernels.hpp"
 #include "threads.hpp"
 
@@ -18,7 +20,7 @@ using mindpet::KeepingKernels;
 using mindpet::RotarySizes;
 
 // To be raised, here and in switch.py, when a function takes other inputs or outputs than before.
-constexpr int INTERFACE = 6;
+constexpr int INTERFACE = 7;
 
 // A call: what `in` and `out` count is the place among inputs and outputs together; a negative one counts from the end.
 struct Call {
@@ -179,6 +181,36 @@ void rotary(const Call& call, const mindpet::Kernels& with, float direction) {
   with.rotary(sizes, call.in(0), call.in(1), call.in(2), direction, call.out(4));
 }
 
+// Returns a block, once it is clear that the caller means the one that has this number in this process.
+const mindpet::Block& block_of(int number, const float* fingerprint) {
+  const mindpet::Block& block = mindpet::block(number);
+  if (block.fingerprint != *fingerprint) throw std::invalid_argument("the graph was compiled for another block.");
+  return block;
+}
+
+mindpet::Layout layout_of(const mindpet::Block& block, const Call& call, int first) {
+  mindpet::Shapes shapes;
+  for (int i = first; i < first + block.inputs; ++i) shapes.emplace_back(call.shapes[i], call.shapes[i] + call.ranks[i]);
+  return {block, std::move(shapes)};
+}
+
+// inputs, fingerprint -> y, tape, room
+void block(const Call& call, const mindpet::Kernels& with, int number) {
+  const mindpet::Block& block = block_of(number, call.in(mindpet::block(number).inputs));
+  const auto* inputs = reinterpret_cast<const float* const*>(call.params);
+  run_forward(block, layout_of(block, call, 0), &with, inputs, call.out(-3), call.out(-2), call.out(-1));
+}
+
+// dy, tape, inputs, fingerprint -> gradients, room
+void block_back(const Call& call, const mindpet::Kernels& with, int number) {
+  const int inputs = mindpet::block(number).inputs;
+  const mindpet::Block& block = block_of(number, call.in(2 + inputs));
+  std::vector<float*> gradients;
+  for (std::size_t i = 0; i < block.gradients.size(); ++i) gradients.push_back(call.out(3 + inputs + static_cast<int>(i)));
+  run_backward(block, layout_of(block, call, 2), &with, reinterpret_cast<const float* const*>(call.params + 2),
+               call.in(0), call.in(1), gradients.data(), call.out(-1));
+}
+
 }  // namespace
 
 #define MINDPET_EXPORT extern "C" __attribute__((visibility("default")))
@@ -275,7 +307,16 @@ MINDPET_OPERATION(cross_entropy_back,
                   with.cross_entropy_back(call.in(0), call.in(1), call.integers(2), call.in(3), call.out(4),
                                           call.rows(1), call.columns(1)))
 
+#define MINDPET_BLOCK(number)                                 \
+  MINDPET_OPERATION(block_##number, block(call, with, number)) \
+  MINDPET_OPERATION(block_back_##number, block_back(call, with, number))
+MINDPET_FOR_BLOCKS(MINDPET_BLOCK)
+
 // For the Python side, through ctypes.
+MINDPET_EXPORT float mindpet_define_block(int number, const float* numbers, long count) {
+  return mindpet::define_block(number, numbers, count);
+}
+
 MINDPET_EXPORT int mindpet_interface() { return INTERFACE; }
 
 MINDPET_EXPORT int mindpet_level() {  // 0: none, 1: AVX2, 2: AVX-512, 3: with bfloat16 products

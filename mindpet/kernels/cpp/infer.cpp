@@ -2,17 +2,20 @@
 // mindpet_gelu has mindpet_geluInferShape and mindpet_geluInferType. They are C++ because MindSpore may compile a part
 // of a graph anew when it runs, without Python.
 //
-// Native code trusts shapes; here is the one place where they are checked. A size that is not known yet is negative and
-// passes. The last argument of each function, which would hold attributes, is not used.
-#include <cstdint>
-#include <stdexcept>
-#include <string>
+// Native code trusts shapes; here is where they are checked. The last argument of each function, which would hold
+// attributes, is not used.
+#include <algorithm>
 #include <vector>
+
+#include "block.hpp"
+#include "shapes.hpp"
 
 namespace {
 
-using Shape = std::vector<std::int64_t>;
-using Shapes = std::vector<Shape>;
+using mindpet::require;
+using mindpet::require_rank;
+using mindpet::Shape;
+using mindpet::Shapes;
 using Types = std::vector<int>;
 
 struct Inputs {
@@ -21,23 +24,6 @@ struct Inputs {
 
   Shape operator[](int i) const { return Shape(shapes[i], shapes[i] + ranks[i]); }
 };
-
-std::string text(const Shape& shape) {
-  std::string result;
-  for (std::int64_t size : shape) result += (result.empty() ? "" : ", ") + std::to_string(size);
-  return "(" + result + ")";
-}
-
-void require(const char* name, const Shape& found, const Shape& expected) {
-  bool fits = found.size() == expected.size();
-  for (std::size_t i = 0; fits && i < found.size(); ++i) {
-    fits = found[i] == expected[i] || found[i] < 0 || expected[i] < 0;
-  }
-  if (!fits) {
-    throw std::invalid_argument(std::string(name) + " has the shape " + text(found) + "; expected is " +
-                                text(expected) + ": give tensors that fit.");
-  }
-}
 
 // `shape` without its last axis, and with another one there.
 Shape rows(Shape shape) {
@@ -52,10 +38,6 @@ Shape with_columns(const Shape& shape, std::int64_t columns) {
 }
 
 Shape columns(const Shape& shape) { return shape.empty() ? Shape{} : Shape{shape.back()}; }
-
-void require_rank(const char* name, const Shape& shape, std::size_t rank) {
-  if (shape.size() != rank) require(name, shape, Shape(rank, -1));
-}
 
 // What holds the elements of `shape` rounded to bfloat16, two in the room of a float32.
 Shape rounded(const Shape& shape) {
@@ -137,6 +119,29 @@ Shapes attention(const Inputs& in, bool masked, bool rounds) {
   const Shape kept = {batch, heads, queries, 2};
   if (!rounds) return {query, kept};
   return {query, kept, rounded(key)};
+}
+
+mindpet::Layout layout_of(const mindpet::Block& block, const Inputs& in, int first) {
+  Shapes shapes;
+  for (int i = first; i < first + block.inputs; ++i) shapes.push_back(in[i]);
+  return {block, std::move(shapes)};
+}
+
+// A block's sizes follow from all axes of its rows, so that none may be unknown.
+Shapes block(const Inputs& in, int number) {
+  const mindpet::Block& block = mindpet::block(number);
+  const mindpet::Layout layout = layout_of(block, in, 0);
+  const long room = run_forward(block, layout, nullptr, nullptr, nullptr, nullptr, nullptr);
+  return {with_columns(in[0], layout.columns[block.output()]), {std::max(1L, layout.tape)}, {std::max(1L, room)}};
+}
+
+Shapes block_back(const Inputs& in, int number) {
+  const mindpet::Block& block = mindpet::block(number);
+  const long room = run_backward(block, layout_of(block, in, 2), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr);
+  Shapes result;
+  for (int place : block.gradients) result.push_back(in[2 + place]);
+  result.push_back({std::max(1L, room)});
+  return result;
 }
 
 Shapes cross_entropy(const Inputs& in) {
@@ -230,3 +235,9 @@ MINDPET_INFER(attention_back_masked, 3, Shapes{in[0], in[1], in[1]})
 MINDPET_INFER(attention_back_masked_bf16, 3, Shapes{in[0], in[1], in[1]})
 MINDPET_INFER(cross_entropy, 2, cross_entropy(in))
 MINDPET_INFER_ONE(cross_entropy_back, in[1])
+
+#define MINDPET_INFER_BLOCK(number)                                                                  \
+  MINDPET_INFER(block_##number, 3, block(in, number))                                                \
+  MINDPET_INFER(block_back_##number, static_cast<int>(mindpet::block(number).gradients.size()) + 1, \
+                block_back(in, number))
+MINDPET_FOR_BLOCKS(MINDPET_INFER_BLOCK)

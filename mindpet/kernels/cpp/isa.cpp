@@ -85,6 +85,7 @@ extern const Kernels TABLE_OF(MINDPET_ISA) = {
 #endif
     MINDPET_ISA::weight_back,
     MINDPET_ISA::bias_back,
+    MINDPET_ISA::add,
     [](const float* x, float* y, long count) { map(x, y, count, MINDPET_ISA::gelu); },
     [](const float* x, float* y, long count) { map(x, y, count, MINDPET_ISA::gelu_tanh); },
     MINDPET_ISA::silu_gate,

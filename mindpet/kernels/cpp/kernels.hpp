@@ -71,6 +71,7 @@ struct Kernels {
   RoundingKernels rounding;
   void (*weight_back)(const float* dy, const float* x, float* dweight, long rows, long outputs, long inputs);
   void (*bias_back)(const float* dy, float* sums, long rows, long columns);
+  void (*add)(const float* x, const float* y, float* sum, long count);  // `sum` may be `x`
   void (*gelu)(const float* x, float* y, long count);
   void (*gelu_tanh)(const float* x, float* y, long count);
   void (*silu_gate)(const float* gate, const float* x, float* y, long count);
