@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -81,30 +81,37 @@ class Recorder:
         raise NotABlockError(f"{name} cannot stand in a block")
 
     def gelu(self, x: Any) -> Rows:
+        """As `kernels.gelu`."""
         return self._record("gelu", x)
 
     def gelu_tanh(self, x: Any) -> Rows:
+        """As `kernels.gelu_tanh`."""
         return self._record("gelu_tanh", x)
 
     def silu_gate(self, gate: Any, x: Any) -> Rows:
+        """As `kernels.silu_gate`."""
         return self._record("silu_gate", gate, self._rows(x))
 
     def add(self, x: Any, y: Any) -> Rows:
+        """Write down x + y."""
         return self._record("add", x, self._rows(y))
 
     def layer_norm(
         self, x: Any, gamma: Any, beta: Any, epsilon: float, residual: Any = None, trains_scale: bool = True
     ) -> Rows:
+        """As `kernels.layer_norm`."""
         other = None if residual is None else self._rows(residual)
         scale = [self._parameter(value, trains_scale) for value in (gamma, beta)]
         return self._record("layer_norm", x, other, *scale, epsilon, trains_scale)
 
     def rms_norm(self, x: Any, gamma: Any, epsilon: float, trains_scale: bool = True) -> Rows:
+        """As `kernels.rms_norm`."""
         return self._record("rms_norm", x, None, self._parameter(gamma, trains_scale), epsilon, trains_scale)
 
     def add_rms_norm(
         self, x: Any, residual: Any, gamma: Any, epsilon: float, trains_scale: bool = True
     ) -> tuple[Rows, Rows]:
+        """As `kernels.add_rms_norm`."""
         scale = self._parameter(gamma, trains_scale)
         normalised = self._record("rms_norm", x, self._rows(residual), scale, epsilon, trains_scale)
         total = Rows(self)
@@ -112,17 +119,21 @@ class Recorder:
         return normalised, total
 
     def rotary(self, x: Any, cosine: Any, sine: Any, num_heads: int, interleaved: bool = False) -> Rows:
+        """As `kernels.rotary`."""
         return self._record("rotary", x, self._beside(cosine), self._beside(sine), num_heads, interleaved)
 
     def dense_frozen(self, x: Any, weight: Any, bias: Any = None, trains_bias: bool = False) -> Rows:
+        """As `kernels.dense_frozen`."""
         return self._dense(x, weight, bias, False, trains_bias)
 
     def dense_trained(self, x: Any, weight: Any, bias: Any = None) -> Rows:
+        """As `kernels.dense_trained`."""
         return self._dense(x, weight, bias, True, bias is not None)
 
     def lora_dense(
         self, x: Any, weight: Any, bias: Any, lora_a: Any, lora_b: Any, scale: Any, trains_bias: bool = False
     ) -> Rows:
+        """As `kernels.lora_dense`."""
         shift = None if bias is None else self._parameter(bias, trains_bias)
         frozen, factor = self._parameter(weight, False), self._parameter(scale, False)
         branch = self._parameter(lora_a, True), self._parameter(lora_b, True)
@@ -139,13 +150,12 @@ class Recorder:
         num_key_heads: int | None = None,
         causal: bool = False,
     ) -> Rows:
+        """As `kernels.attention`."""
         if dropout is not None:
             raise NotABlockError("attention with dropout cannot stand in a block")
         key_heads = num_heads if num_key_heads is None else num_key_heads
         shown = None if mask is None else self._beside(mask)
-        return self._record(
-            "attention", query, self._rows(key), self._rows(value), shown, num_heads, key_heads, causal
-        )
+        return self._record("attention", query, self._rows(key), self._rows(value), shown, num_heads, key_heads, causal)
 
     def finished(self, result: Any) -> tuple[float, ...]:
         """Return the block as the library takes it, once its last operation has given `result`.
@@ -223,7 +233,7 @@ class BlockOperation:
 _numbers: dict[tuple[float, ...], int] = {}
 
 
-@lru_cache(maxsize=None)
+@cache
 def block_operation(written: tuple[float, ...]) -> BlockOperation:
     """Make an operation of a finished block, the same one each time.
 
@@ -267,6 +277,6 @@ def _gradient_function(number: int, inputs: int, gradients: list[int], back: Any
     return scope["gradient_by"](back)
 
 
-@lru_cache(maxsize=1)
+@cache
 def _folder() -> TemporaryDirectory[str]:
     return TemporaryDirectory(prefix="mindpet_")

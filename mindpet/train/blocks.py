@@ -1,15 +1,15 @@
 """The layers of a network as single operations, so that a training step is compiled sooner and takes less memory.
 
-A layer's own `construct` is run once with stand-ins for its tensors, its cells and the kernels, which write down what is
-computed. A layer that does anything else than what a native block can (dropout, a prefix, an adapter, a hook) raises an
-exception on the way, and stays as it is.
+A layer's own `construct` is run once with stand-ins for its tensors, its cells and the kernels, which write down what
+is computed. A layer that does anything else than what a native block can (dropout, a prefix, an adapter, a hook) raises
+an exception on the way, and stays as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -18,32 +18,33 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.ops import Primitive
 
 from mindpet import kernels
-from mindpet.kernels.switch import kernels_in_use
+from mindpet.kernels.switch import kernels_in_use, missing
 from mindpet.models.bert import BertLayer
+from mindpet.models.decoder import DecoderLayer
+
+if missing() is None:
+    from mindpet.kernels.block import BlockOperation, Recorder, block_operation
 
 __all__ = ["Blocks"]
-
-# The layers that are looked at, and how many tensors they are given besides the rows.
-_LAYERS: dict[type[nn.Cell], int] = {BertLayer: 1}
 
 
 class Blocks:
     """Those layers of a network that a native block can compute in graph mode, with the kernels 'f32'."""
 
     def __init__(self, network: nn.Cell) -> None:
-        self._found: list[tuple[nn.Cell, Any, list[Parameter]]] = []
-        if kernels_in_use() != "f32" or mindspore.get_context("mode") != mindspore.GRAPH_MODE:
-            return
-        for _, cell in network.cells_and_names():
-            if type(cell) in _LAYERS:
-                self._look_at(cell, _LAYERS[type(cell)])
+        self._found: list[tuple[nn.Cell, BlockOperation, list[Parameter]]] = []
+        if kernels_in_use() == "f32" and mindspore.get_context("mode") == mindspore.GRAPH_MODE:
+            for _, cell in network.cells_and_names():
+                if type(cell) in _AS_BLOCKS:
+                    self._look_at(cell)
 
-    def _look_at(self, layer: nn.Cell, beside: int) -> None:
-        from mindpet.kernels.block import Recorder, block_operation  # only where there is a native library
-
-        recorder = Recorder(beside)
+    def _look_at(self, layer: nn.Cell) -> None:
+        kind: Any = type(layer)
+        recorder = Recorder(_AS_BLOCKS[kind].beside)
+        others = [None] * _AS_BLOCKS[kind].others
         try:
-            written = recorder.finished(_Playing(layer, recorder)(recorder.rows, *recorder.beside))
+            result = _Playing(layer, recorder)(recorder.rows, *recorder.beside, *others)
+            written = recorder.finished(result[0] if others else result)
             self._found.append((layer, block_operation(written), recorder.parameters))
         except Exception:  # whatever it is that cannot be written down
             return
@@ -61,7 +62,8 @@ class Blocks:
                 given = {"block": block.compute, "block_inputs": (*parameters, block.fingerprint)}
                 for name, value in given.items():
                     object.__setattr__(layer, name, value)  # nn.Cell's own would take the parameters in
-                object.__setattr__(layer, "__class__", _as_block(type(layer)))
+                kind: Any = type(layer)
+                object.__setattr__(layer, "__class__", _as_block(kind))
             yield
         finally:
             for layer, kind in classes:
@@ -70,17 +72,33 @@ class Blocks:
                     vars(layer).pop(name, None)
 
 
-class _Block:
-    """A layer that its block computes."""
+class _EncoderBlock:
+    """A layer of an encoder that its block computes."""
 
-    def construct(self: Any, rows: Tensor, *beside: Tensor) -> Tensor:
-        return self.block(rows, *beside, *self.block_inputs)[0]
+    beside, others = 1, 0  # how many tensors its `construct` takes besides the rows, and of what else it is given None
+
+    def construct(self: Any, rows: Tensor, mask: Tensor) -> Tensor:
+        return self.block(rows, ops.stop_gradient(mask), *self.block_inputs)[0]
 
 
-@lru_cache(maxsize=None)
+class _DecoderBlock:
+    """A layer of a decoder; of keys and values, which a step of training does not ask for, it gives none."""
+
+    beside, others = 3, 1
+
+    def construct(self: Any, rows: Tensor, mask: Tensor, cosine: Tensor, sine: Tensor, past: None) -> Any:
+        stop = ops.stop_gradient
+        return self.block(rows, stop(mask), stop(cosine), stop(sine), *self.block_inputs)[0], None
+
+
+_AS_BLOCKS: dict[type[nn.Cell], Any] = {BertLayer: _EncoderBlock, DecoderLayer: _DecoderBlock}
+
+
+@cache
 def _as_block(kind: type[nn.Cell]) -> type[nn.Cell]:
     """Return the child of a layer's class that computes as a block."""
-    return type(f"{kind.__name__}AsBlock", (_Block, kind), {"__module__": __name__, "__doc__": kind.__doc__})
+    names = {"__module__": __name__, "__doc__": kind.__doc__}
+    return type(f"{kind.__name__}AsBlock", (_AS_BLOCKS[kind], kind), names)
 
 
 class _Playing:
@@ -98,12 +116,12 @@ class _Playing:
         return self._play(type(cell).construct)(*inputs)
 
     def __getattr__(self, name: str) -> Any:
-        value = getattr(self._cell, name)
+        value: Any = getattr(self._cell, name)
         if isinstance(value, nn.Cell):
             return _Playing(value, self._recorder)
         if isinstance(value, MethodType) and value.__self__ is self._cell:
             return self._play(value.__func__)
-        if isinstance(value, FunctionType) and getattr(kernels, value.__name__, None) is value:
+        if isinstance(value, FunctionType) and value in vars(kernels).values():
             return getattr(self._recorder, value.__name__)
         if isinstance(value, ops.Cast):
             return _unchanged

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import mindspore
 from mindspore import Tensor, nn
@@ -62,7 +63,9 @@ def graphs_folder() -> Path | None:
 
 
 @contextmanager
-def kept_graph(cell: nn.Cell, inputs: Sequence[Tensor], folder: Path | None) -> Iterator[None]:
+def kept_graph(
+    cell: nn.Cell, inputs: Sequence[Tensor], folder: Path | None, blocks: Sequence[Any] = ()
+) -> Iterator[None]:
     """Let the graph of `cell` be read where it was kept, and otherwise be kept when it is compiled within.
 
     Graphs are kept in graph mode on a stand-alone CPU, and only of cells that consist of MindPet's and MindSpore's own
@@ -73,8 +76,9 @@ def kept_graph(cell: nn.Cell, inputs: Sequence[Tensor], folder: Path | None) -> 
         cell: What is called within on `inputs`, for the first time on such; nothing else may be compiled there.
         inputs: Of whose shapes and dtypes the graph is.
         folder: Where graphs of all kinds are kept; it is made when it is needed. None keeps none.
+        blocks: What `Blocks.described` tells of the cell's layers that are compiled as blocks.
     """
-    key = _key(cell, inputs) if folder is not None and _is_served() else None
+    key = _key(cell, inputs, blocks) if folder is not None and _is_served() else None
     desk = None if key is None else _desk()
     if folder is None or key is None or desk is None:
         yield
@@ -214,7 +218,7 @@ def _script() -> bytes:
         return b""
 
 
-def _key(cell: nn.Cell, inputs: Sequence[Tensor]) -> str | None:
+def _key(cell: nn.Cell, inputs: Sequence[Tensor], blocks: Sequence[Any]) -> str | None:
     """Return the digest of all that a graph is made from; None where something of it is not known."""
     try:
         description, code = describe_for_good(cell), _code()
@@ -225,6 +229,7 @@ def _key(cell: nn.Cell, inputs: Sequence[Tensor]) -> str | None:
     parts = (
         description,
         [(tuple(tensor.shape), str(tensor.dtype)) for tensor in inputs],
+        blocks,
         kernels.kernels_in_use(),
         [(name, str(mindspore.get_context(name))) for name in _CONTEXT],
         sorted((name, value) for name, value in os.environ.items() if name.startswith("MS_")),

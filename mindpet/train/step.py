@@ -129,7 +129,7 @@ class TrainStep:
             return self.cell(*inputs)
         blocks = Blocks(self._network)
         with (
-            kept_graph(self.cell, inputs, self._graphs),
+            kept_graph(self.cell, inputs, self._graphs, blocks.described()),
             blocks.in_place(),
             share_equal_layers(self._network),
         ):
