@@ -38,6 +38,12 @@ __all__ = [
 ]
 
 IGNORED_LABEL = -1
+_cast, _multiply, _divide, _sum = (
+    ops.Cast(),
+    ops.Mul(),
+    ops.Div(),
+    ops.ReduceSum(),
+)  # a tensor's own are slow to compile
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -313,9 +319,9 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         A float32 scalar; 0 when no row counts.
     """
-    counts = (labels != IGNORED_LABEL).astype(mindspore.float32)
+    counts = _cast(ops.not_equal(labels, IGNORED_LABEL), mindspore.float32)
     if native_kind(logits.dtype) == "off":
         losses = plain.row_losses(logits, labels)
     else:
         losses = native.row_losses(logits, labels)
-    return (losses * counts).sum() / ops.maximum(counts.sum(), 1.0)
+    return _divide(_sum(_multiply(losses, counts)), ops.maximum(_sum(counts), 1.0))

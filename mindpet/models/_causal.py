@@ -16,23 +16,16 @@ import mindspore
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from mindpet.models._layers import Dense
+from mindpet.models._layers import HIDDEN, Dense
 from mindpet.models._loading import file_name, load_parameters
 
-__all__ = ["CausalLM", "Head", "LayerPast", "Past", "Positions", "additive_mask", "append"]
+__all__ = ["CausalLM", "Head", "LayerPast", "Past", "Positions", "append"]
 
 LayerPast = tuple[Tensor, Tensor, Tensor]
 Past = tuple[tuple[LayerPast, ...], Tensor]
 Net = TypeVar("Net", bound="CausalLM")
 
-_HIDDEN = -1e4  # added to the score of a hidden key; the softmax then gives exactly 0, in float16 too
 _TO_BE_READ = 0.0  # the spread of weights that a file replaces: drawing normal numbers takes seconds
-
-
-def additive_mask(attention_mask: Tensor) -> Tensor:
-    """Turn a mask (batch, length), 1 for a token, into one (batch, 1, 1, length) that is added to scores."""
-    mask = (1.0 - attention_mask.astype(mindspore.float32)) * _HIDDEN
-    return ops.expand_dims(ops.expand_dims(mask, 1), 1)
 
 
 def append(past: LayerPast, key: Tensor, value: Tensor, mask: Tensor) -> LayerPast:
@@ -218,6 +211,6 @@ def _with_room(layers: tuple[LayerPast, ...], room: int) -> tuple[LayerPast, ...
     roomy = []
     for key, value, mask in layers:
         empty = ops.zeros((key.shape[0], room, key.shape[2]), key.dtype)
-        hidden = ops.full((key.shape[0], 1, 1, room), _HIDDEN, dtype=mask.dtype)
+        hidden = ops.full((key.shape[0], 1, 1, room), HIDDEN, dtype=mask.dtype)
         roomy.append((ops.concat((empty, key), 1), ops.concat((empty, value), 1), ops.concat((hidden, mask), -1)))
     return tuple(roomy)

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import mindspore
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Initializer, Normal, initializer
 
 from mindpet import kernels
 
-__all__ = ["ACTIVATIONS", "Dense", "LayerNorm", "RMSNorm", "starting_weights"]
+__all__ = ["ACTIVATIONS", "HIDDEN", "Dense", "LayerNorm", "RMSNorm", "additive_mask", "first_rows", "starting_weights"]
 
 # By the names of transformers, which has several for each of the two forms of GELU.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -24,6 +25,24 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swish": ops.silu,
     "tanh": kernels.tanh,
 }
+
+# Operators of tensors are several functions each to compile; these are single operations.
+_cast, _subtract, _multiply, _add_axis = ops.Cast(), ops.Sub(), ops.Mul(), ops.ExpandDims()
+_take_first = ops.StridedSlice(begin_mask=1, end_mask=1, shrink_axis_mask=2)
+_ONE = Tensor(1.0, mindspore.float32)
+HIDDEN = -1e4  # added to the score of a hidden key; the softmax then gives exactly 0, in float16 too
+_HIDDEN = Tensor(HIDDEN, mindspore.float32)
+
+
+def additive_mask(attention_mask: Tensor) -> Tensor:
+    """Turn a mask (batch, length), 1 for a token, into one (batch, 1, 1, length) that is added to scores."""
+    mask = _multiply(_subtract(_ONE, _cast(attention_mask, mindspore.float32)), _HIDDEN)
+    return _add_axis(_add_axis(mask, 1), 1)
+
+
+def first_rows(hidden: Tensor) -> Tensor:
+    """Return the first position of each text, (batch, hidden) in float32, of (batch, length, hidden)."""
+    return _cast(_take_first(hidden, (0, 0), (0, 1), (1, 1)), mindspore.float32)
 
 
 class Dense(nn.Dense):

@@ -16,7 +16,7 @@ from mindspore.common.initializer import initializer
 
 from mindpet import kernels
 from mindpet.models._config import BertConfig
-from mindpet.models._layers import ACTIVATIONS, Dense, LayerNorm, starting_weights
+from mindpet.models._layers import ACTIVATIONS, Dense, LayerNorm, additive_mask, first_rows, starting_weights
 from mindpet.models._loading import ENCODER_PREFIX, file_name, load_parameters, read_bert_tensors, without
 from mindpet.utils.dropout import Dropout
 from mindpet.utils.exceptions import InputError
@@ -25,7 +25,6 @@ __all__ = ["POOLINGS", "BertConfig", "BertForSequenceClassification", "BertModel
 
 POOLINGS = ("pooler", "cls", "mean")
 
-_MASKED = -1e4  # added to the score of a padded key; the softmax then gives exactly 0, in float16 too
 _TO_BE_READ = 0.0  # the spread of weights that a file replaces: drawing 110 million normal numbers takes seconds
 
 
@@ -45,6 +44,7 @@ class BertEmbeddings(nn.Cell):
         self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
         self.position_ids = Tensor(np.arange(self.max_length, dtype=np.int32)[None])
+        self.take = ops.StridedSlice()
         self.position_shift: nn.Cell | None = None
 
     def construct(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class BertEmbeddings(nn.Cell):
             raise ValueError(
                 f"The sequence has {length} tokens, but this model takes at most {longest}{beside}: cut the texts."
             )
-        positions = self.position_ids[:, :length]
+        positions = self.take(self.position_ids, (0, 0), (1, length), (1, 1))
         return positions if self.position_shift is None else positions + self.position_shift()
 
     @staticmethod
@@ -176,7 +176,7 @@ class BertPooler(nn.Cell):
 
     def construct(self, hidden: Tensor) -> Tensor:
         """Map (batch, length, hidden) to (batch, hidden), float32."""
-        return kernels.tanh(self.dense(hidden[:, 0].astype(mindspore.float32)))
+        return kernels.tanh(self.dense(first_rows(hidden)))
 
 
 class BertModel(nn.Cell):
@@ -220,8 +220,7 @@ class BertModel(nn.Cell):
             The last hidden states (batch, length, hidden) in the compute dtype, and the pooled first position
             (batch, hidden) in float32, or None without a pooler.
         """
-        mask = (1.0 - attention_mask.astype(mindspore.float32)) * _MASKED
-        mask = ops.expand_dims(ops.expand_dims(mask, 1), 1)
+        mask = additive_mask(attention_mask)
         if self.shared_prefix is not None:
             mask = self.shared_prefix(mask)
         hidden = self.embeddings(input_ids, token_type_ids).astype(self.compute_dtype)
@@ -312,7 +311,7 @@ class BertForSequenceClassification(nn.Cell):
         if self.pooling == "pooler":
             return pooled
         if self.pooling == "cls":
-            return hidden[:, 0].astype(mindspore.float32)
+            return first_rows(hidden)
         weights = ops.expand_dims(attention_mask.astype(mindspore.float32), -1)
         return (hidden.astype(mindspore.float32) * weights).sum(axis=1) / ops.maximum(weights.sum(axis=1), 1.0)
 

@@ -14,10 +14,10 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindpet import kernels
-from mindpet.models._causal import CausalLM, LayerPast, Past, Positions, additive_mask, append
+from mindpet.models._causal import CausalLM, LayerPast, Past, Positions, append
 from mindpet.models._decoder_config import DecoderConfig
 from mindpet.models._decoder_names import read_decoder_tensors
-from mindpet.models._layers import ACTIVATIONS, Dense, RMSNorm, starting_weights
+from mindpet.models._layers import ACTIVATIONS, Dense, RMSNorm, additive_mask, starting_weights
 from mindpet.utils.dropout import Dropout
 
 __all__ = ["DecoderConfig", "DecoderForCausalLM"]

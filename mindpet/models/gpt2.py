@@ -14,9 +14,9 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from mindpet import kernels
-from mindpet.models._causal import CausalLM, LayerPast, Past, Positions, additive_mask, append
+from mindpet.models._causal import CausalLM, LayerPast, Past, Positions, append
 from mindpet.models._gpt2_config import GPT2Config
-from mindpet.models._layers import ACTIVATIONS, Dense, LayerNorm, starting_weights
+from mindpet.models._layers import ACTIVATIONS, Dense, LayerNorm, additive_mask, starting_weights
 from mindpet.models._loading import read_language_tensors
 from mindpet.utils.dropout import Dropout
 
