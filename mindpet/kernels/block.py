@@ -169,15 +169,11 @@ class Recorder:
         read = {id(field) for _, fields, _ in self._steps for field in fields}
         if any(id(value) not in read for value in firsts[:-1]):
             raise NotABlockError("a block reads all that it computes")
-        first = 1 + len(self.beside)
-        inputs = first + len(self.parameters)
-        places: dict[int, int] = {id(self.rows): 0}
-        places |= {id(value): 1 + number for number, value in enumerate(self.beside)}
-        places |= {id(value): first + number for number, value in enumerate(self.parameters)}
+        inputs = [self.rows, *self.beside, *self.parameters]
         results = [value for _, _, values in self._steps for value in values]
-        places |= {id(value): inputs + number for number, value in enumerate(results)}
+        places = {id(value): place for place, value in enumerate([*inputs, *results])}
         gradients = [0, *(places[key] for key in self._trained)]
-        numbers: list[float] = [inputs, len(gradients), *gradients]
+        numbers: list[float] = [len(inputs), len(gradients), *gradients]
         for name, fields, _ in self._steps:
             written = [_NONE if field is None else places.get(id(field), field) for field in fields]
             numbers += [_CODES[name], *map(float, written), *[0.0] * (_FIELDS - len(written))]

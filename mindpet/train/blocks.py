@@ -27,6 +27,8 @@ if missing() is None:
 
 __all__ = ["Blocks"]
 
+_stop = ops.stop_gradient
+
 
 class Blocks:
     """Those layers of a network that a native block can compute in graph mode, with the kernels 'f32'."""
@@ -78,7 +80,7 @@ class _EncoderBlock:
     beside, others = 1, 0  # how many tensors its `construct` takes besides the rows, and of what else it is given None
 
     def construct(self: Any, rows: Tensor, mask: Tensor) -> Tensor:
-        return self.block(rows, ops.stop_gradient(mask), *self.block_inputs)[0]
+        return self.block(rows, _stop(mask), *self.block_inputs)[0]
 
 
 class _DecoderBlock:
@@ -87,8 +89,7 @@ class _DecoderBlock:
     beside, others = 3, 1
 
     def construct(self: Any, rows: Tensor, mask: Tensor, cosine: Tensor, sine: Tensor, past: None) -> Any:
-        stop = ops.stop_gradient
-        return self.block(rows, stop(mask), stop(cosine), stop(sine), *self.block_inputs)[0], None
+        return self.block(rows, _stop(mask), _stop(cosine), _stop(sine), *self.block_inputs)[0], None
 
 
 _AS_BLOCKS: dict[type[nn.Cell], Any] = {BertLayer: _EncoderBlock, DecoderLayer: _DecoderBlock}
@@ -110,8 +111,8 @@ class _Playing:
 
     def __call__(self, *inputs: Any) -> Any:
         cell = self._cell
-        marked = [name for name, value in vars(cell).items() if "hook" in name and value]
-        if marked or hasattr(cell, "bprop") or set(cell.get_flags()) - {"training"}:
+        own = [name for name, value in vars(cell).items() if name == "construct" or ("hook" in name and value)]
+        if own or hasattr(cell, "bprop") or set(cell.get_flags()) - {"training"}:
             raise _OtherwiseError(f"{type(cell).__name__} is more than its construct")
         return self._play(type(cell).construct)(*inputs)
 

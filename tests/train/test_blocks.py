@@ -167,6 +167,11 @@ def _in_half_precision(network):
     network.bert.encoder.layer[0].intermediate.dense.weight.set_dtype(mindspore.float16)
 
 
+def _with_a_construct_of_its_own(network):
+    output = network.bert.encoder.layer[0].output
+    object.__setattr__(output, "construct", lambda x, residual: residual)
+
+
 class _Other(BertLayer):
     """A user's layer, which may compute anything."""
 
@@ -180,6 +185,7 @@ def _of_another_class(network):
     [
         *(_with_hook, _with_dropout, _with_attention_dropout, _with_prefix, _with_plain_dense),
         *(_with_another_activation, _with_ia3, _in_half_precision, _of_another_class),
+        _with_a_construct_of_its_own,
         lambda network: network.bert.encoder.layer[0].recompute(),
         lambda network: network.bert.encoder.layer[0].intermediate.to_float(mindspore.float16),
     ],
