@@ -183,11 +183,12 @@ class Backward {
   }
 
  private:
-  // What has been added up of the gradient of a tensor, and a further summand that is being computed.
+  // What has been added up of the gradient of a tensor, and the places of further summands that are being computed:
+  // several where an instruction reads it several times.
   struct Gradient {
     float* total = nullptr;
-    float* summand = nullptr;
-    long taken = NONE, taken_by_summand = NONE;
+    long taken = NONE;
+    std::vector<long> summands;
     bool exists = false, is_output = false;
   };
 
@@ -197,12 +198,12 @@ class Backward {
 
   const float* input(int place) const { return place == NONE || with_ == nullptr ? nullptr : inputs_[place]; }
 
-  // Where a summand of a gradient is to be written; `finish` adds it.
+  // Where a summand of a gradient is to be written; `finish` adds them up.
   float* begin(int place) {
     Gradient& gradient = gradients_[place];
     if (gradient.exists) {
-      gradient.taken_by_summand = room_.take(layout_.size(place));
-      return gradient.summand = at(memory_, gradient.taken_by_summand);
+      gradient.summands.push_back(room_.take(layout_.size(place)));
+      return at(memory_, gradient.summands.back());
     }
     gradient.exists = true;
     if (!gradient.is_output) {
@@ -215,10 +216,11 @@ class Backward {
   void finish(std::initializer_list<int> places) {
     for (int place : places) {
       Gradient& gradient = gradients_[place];
-      if (gradient.taken_by_summand == NONE) continue;
-      if (with_ != nullptr) with_->add(gradient.total, gradient.summand, gradient.total, layout_.size(place));
-      room_.give_back(gradient.taken_by_summand);
-      gradient.taken_by_summand = NONE;
+      for (long summand : gradient.summands) {
+        if (with_ != nullptr) with_->add(gradient.total, memory_ + summand, gradient.total, layout_.size(place));
+        room_.give_back(summand);
+      }
+      gradient.summands.clear();
     }
   }
 
