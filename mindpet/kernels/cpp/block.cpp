@@ -364,6 +364,12 @@ class Backward {
   Room room_;
 };
 
+void require_divisor(long heads, long whole) {
+  if (heads > 0 && whole % heads == 0) return;
+  throw std::invalid_argument(std::to_string(heads) + " heads cannot share " + std::to_string(whole) +
+                              ": give a number of heads that divides it.");
+}
+
 std::mutex definitions;
 std::unique_ptr<Block> defined[BLOCKS];
 
@@ -413,10 +419,14 @@ int Block::output() const { return instructions.back().result; }
 
 Layout::Layout(const Block& block, Shapes given)
     : shapes(std::move(given)), columns(block.places, 0), kept(block.places, NONE), tape(0) {
+  for (const Shape& shape : shapes) {
+    for (std::int64_t axis : shape) {
+      if (axis < 0) throw std::invalid_argument("a block asks for known shapes; one is " + text(shape) + ".");
+    }
+  }
   require_rank("the block's input", shapes[0], 3);
   batch = shapes[0][0];
   length = shapes[0][1];
-  if (batch < 0 || length < 0) throw std::invalid_argument("a block asks for rows of a known shape.");
   columns[0] = shapes[0][2];
   for (const Instruction& step : block.instructions) {
     const long width = columns[step.place(0)];
@@ -442,6 +452,8 @@ Layout::Layout(const Block& block, Shapes given)
         check("lora_b", 4, {result, shape(3)[0]});
         break;
       case Code::attention: {
+        require_divisor(step.place(4), width);
+        require_divisor(step.place(5), step.place(4));
         const long keys = width / step.place(4) * step.place(5);
         require("key", {batch, length, columns[step.place(1)]}, {batch, length, keys});
         require("value", {batch, length, columns[step.place(2)]}, {batch, length, keys});
@@ -464,6 +476,7 @@ Layout::Layout(const Block& block, Shapes given)
         break;
       case Code::rotary: {
         require_rank("cosine", shape(1), 3);
+        require_divisor(step.place(3), width);
         const long pairs = std::min<long>(shape(1)[2], width / step.place(3) / 2);
         const Shape angles = {shape(1)[0] == 1 ? 1 : batch, length, pairs};
         check("cosine", 1, angles);
