@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <memory>
 #include <mutex>
 
@@ -394,10 +393,9 @@ std::vector<int> Instruction::operands() const {
 
 Block::Block(const float* numbers, long count) {
   std::uint32_t hash = 2166136261u;  // FNV-1a
-  for (long i = 0; i < count; ++i) {
-    std::uint32_t bits;
-    std::memcpy(&bits, numbers + i, sizeof(bits));
-    hash = (hash ^ bits) * 16777619u;
+  const auto* bytes = reinterpret_cast<const unsigned char*>(numbers);
+  for (std::size_t i = 0; i < static_cast<std::size_t>(count) * sizeof *numbers; ++i) {
+    hash = (hash ^ bytes[i]) * 16777619u;
   }
   fingerprint = static_cast<float>(hash >> 8);
   const float* const end = numbers + count;
