@@ -57,6 +57,19 @@ Exact slopes(const std::function<Exact(const Exact&)>& function, const Numbers& 
 
 inline Exact exact(const Numbers& values) { return Exact(values.begin(), values.end()); }
 
+// What kernels compute, in double precision.
+double gelu(double x);
+double gelu_tanh(double x);
+double sigmoid(double x);
+
+// (x - mean) / sqrt(variance + NORM_EPSILON) * gamma + beta in rows of as many columns as gamma has; with `centred`
+// false, RMSNorm, which has no mean and no beta.
+constexpr float NORM_EPSILON = 1e-3f;
+Exact normalise(const Exact& x, const Exact& gamma, const Exact& beta, bool centred);
+
+// Pairs of each head turned by angles of which these are cosines and sines.
+Exact rotate(const mindpet::RotarySizes&, const Exact& x, const Exact& cosine, const Exact& sine);
+
 int failures();
 
 void test_threads();

@@ -6,22 +6,16 @@ namespace {
 
 const long COUNTS[] = {0, 1, 7, 16, 33, 1000, 16384 + 5};
 
-double gelu(double x) { return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0))); }
-
 double gelu_slope(double x) {
   return 0.5 * (1 + std::erf(x / std::sqrt(2.0))) + x * std::exp(-0.5 * x * x) / std::sqrt(2 * std::acos(-1.0));
 }
 
 double inner(double x) { return std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x); }
 
-double gelu_tanh(double x) { return 0.5 * x * (1 + std::tanh(inner(x))); }
-
 double gelu_tanh_slope(double x) {
   const double t = std::tanh(inner(x));
   return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * std::sqrt(2 / std::acos(-1.0)) * (1 + 3 * 0.044715 * x * x);
 }
-
-double sigmoid(double z) { return 1 / (1 + std::exp(-z)); }
 
 double silu_slope(double z) { return sigmoid(z) * (1 + z * (1 - sigmoid(z))); }
 
@@ -73,6 +67,12 @@ void test_one(const std::string& name, Forward forward, Backward backward, Round
 }
 
 }  // namespace
+
+double gelu(double x) { return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0))); }
+
+double gelu_tanh(double x) { return 0.5 * x * (1 + std::tanh(inner(x))); }
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
 void test_activations(const Machine& machine) {
   const Kernels& with = *machine.kernels;

@@ -4,30 +4,12 @@
 
 namespace {
 
-constexpr double EPSILON = 1e-3;
-
 struct Shape {
   long rows, columns;
   std::size_t size() const { return static_cast<std::size_t>(rows * columns); }
 };
 
 const Shape SHAPES[] = {{0, 5}, {1, 3}, {1, 16}, {3, 7}, {5, 33}, {70, 20}};
-
-// (x - mean) / sqrt(variance + epsilon) * gamma + beta; with `centred` false, RMSNorm, which has no mean and no beta.
-Exact normalise(const Exact& x, const Exact& gamma, const Exact& beta, long columns, bool centred) {
-  Exact y(x.size());
-  for (std::size_t start = 0; start < x.size(); start += static_cast<std::size_t>(columns)) {
-    double mean = 0, squares = 0;
-    for (long i = 0; centred && i < columns; ++i) mean += x[start + i] / static_cast<double>(columns);
-    for (long i = 0; i < columns; ++i) {
-      squares += (x[start + i] - mean) * (x[start + i] - mean) / static_cast<double>(columns);
-    }
-    for (long i = 0; i < columns; ++i) {
-      y[start + i] = (x[start + i] - mean) / std::sqrt(squares + EPSILON) * gamma[i] + beta[i];
-    }
-  }
-  return y;
-}
 
 void test_layer_norm(const Machine& machine, Shape shape, float offset, bool with_residual) {
   Numbers x = random_numbers(shape.size(), 1);
@@ -37,15 +19,15 @@ void test_layer_norm(const Machine& machine, Shape shape, float offset, bool wit
   const Numbers gamma = random_numbers(columns, 4), beta = random_numbers(columns, 5);
   Exact sums = exact(x);
   for (std::size_t i = 0; with_residual && i < sums.size(); ++i) sums[i] += residual[i];
-  const Exact y = normalise(sums, exact(gamma), exact(beta), shape.columns, true);
+  const Exact y = normalise(sums, exact(gamma), exact(beta), true);
   const auto moving = [&](const Exact& moved) {
-    return normalise(moved, exact(gamma), exact(beta), shape.columns, true);
+    return normalise(moved, exact(gamma), exact(beta), true);
   };
   const Exact dx = slopes(moving, Numbers(sums.begin(), sums.end()), dy);
   const Exact dgamma = slopes(
-      [&](const Exact& moved) { return normalise(sums, moved, exact(beta), shape.columns, true); }, gamma, dy);
+      [&](const Exact& moved) { return normalise(sums, moved, exact(beta), true); }, gamma, dy);
   const Exact dbeta = slopes(
-      [&](const Exact& moved) { return normalise(sums, exact(gamma), moved, shape.columns, true); }, beta, dy);
+      [&](const Exact& moved) { return normalise(sums, exact(gamma), moved, true); }, beta, dy);
   const std::string name = " layer_norm " + std::to_string(shape.rows) + " x " +
                            std::to_string(shape.columns) + (with_residual ? " with residual" : "");
   for (const Keeping& keeping : keepings(machine)) {
@@ -54,7 +36,7 @@ void test_layer_norm(const Machine& machine, Shape shape, float offset, bool wit
       std::vector<Numbers> found = {blank(shape.size()), blank(shape.size()), blank(columns), blank(columns)};
       Numbers normalised = blank(shape.size()), inverse = blank(static_cast<std::size_t>(shape.rows));
       keeping.kernels->layer_norm(x.data(), with_residual ? residual.data() : nullptr, gamma.data(), beta.data(),
-                                  static_cast<float>(EPSILON), found[0].data(), normalised.data(), inverse.data(),
+                                  NORM_EPSILON, found[0].data(), normalised.data(), inverse.data(),
                                   shape.rows, shape.columns);
       keeping.kernels->layer_norm_back(dy.data(), gamma.data(), normalised.data(), inverse.data(), found[1].data(),
                                        found[2].data(), found[3].data(), shape.rows, shape.columns);
@@ -65,7 +47,7 @@ void test_layer_norm(const Machine& machine, Shape shape, float offset, bool wit
       Numbers sums = blank(shape.size()), normalised = sums;
       Numbers inverse = blank(static_cast<std::size_t>(shape.rows));
       keeping.kernels->layer_norm(x.data(), with_residual ? residual.data() : nullptr, gamma.data(), beta.data(),
-                                  static_cast<float>(EPSILON), sums.data(), normalised.data(), inverse.data(),
+                                  NORM_EPSILON, sums.data(), normalised.data(), inverse.data(),
                                   shape.rows, shape.columns);
       keeping.kernels->layer_norm_back(dy.data(), gamma.data(), normalised.data(), inverse.data(), found[0].data(),
                                        nullptr, nullptr, shape.rows, shape.columns);
@@ -82,11 +64,11 @@ void test_rms_norm(const Machine& machine, Shape shape, bool with_residual) {
   const Exact zeros(columns);
   Exact sums = exact(x);
   for (std::size_t i = 0; with_residual && i < sums.size(); ++i) sums[i] += residual[i];
-  const auto moving = [&](const Exact& moved) { return normalise(moved, exact(gamma), zeros, shape.columns, false); };
+  const auto moving = [&](const Exact& moved) { return normalise(moved, exact(gamma), zeros, false); };
   Exact ds = slopes(moving, Numbers(sums.begin(), sums.end()), dy);
   for (std::size_t i = 0; with_residual && i < ds.size(); ++i) ds[i] += dtotal[i];
   const Exact dgamma = slopes(
-      [&](const Exact& moved) { return normalise(sums, moved, zeros, shape.columns, false); }, gamma, dy);
+      [&](const Exact& moved) { return normalise(sums, moved, zeros, false); }, gamma, dy);
   const Exact& total = with_residual ? sums : zeros;
   const auto compute = [&](bool trains) {
     std::vector<Numbers> found = {blank(shape.size()), blank(shape.size()),
@@ -94,7 +76,7 @@ void test_rms_norm(const Machine& machine, Shape shape, bool with_residual) {
     if (trains) found.push_back(blank(columns));
     Numbers inverse = blank(static_cast<std::size_t>(shape.rows));
     machine.kernels->rms_norm(x.data(), with_residual ? residual.data() : nullptr, gamma.data(),
-                              static_cast<float>(EPSILON), found[0].data(), with_residual ? found[2].data() : nullptr,
+                              NORM_EPSILON, found[0].data(), with_residual ? found[2].data() : nullptr,
                               inverse.data(), shape.rows, shape.columns);
     machine.kernels->rms_norm_back(dy.data(), with_residual ? dtotal.data() : nullptr,
                                    with_residual ? found[2].data() : x.data(), gamma.data(), inverse.data(),
@@ -108,6 +90,22 @@ void test_rms_norm(const Machine& machine, Shape shape, bool with_residual) {
 }
 
 }  // namespace
+
+Exact normalise(const Exact& x, const Exact& gamma, const Exact& beta, bool centred) {
+  Exact y(x.size());
+  const std::size_t columns = gamma.size();
+  for (std::size_t start = 0; start < x.size(); start += columns) {
+    double mean = 0, squares = 0;
+    for (std::size_t i = 0; centred && i < columns; ++i) mean += x[start + i] / static_cast<double>(columns);
+    for (std::size_t i = 0; i < columns; ++i) {
+      squares += (x[start + i] - mean) * (x[start + i] - mean) / static_cast<double>(columns);
+    }
+    for (std::size_t i = 0; i < columns; ++i) {
+      y[start + i] = (x[start + i] - mean) / std::sqrt(squares + NORM_EPSILON) * gamma[i] + (centred ? beta[i] : 0);
+    }
+  }
+  return y;
+}
 
 void test_norms(const Machine& machine) {
   for (const Shape& shape : SHAPES) {
