@@ -73,9 +73,11 @@ Exact rotate(const mindpet::RotarySizes&, const Exact& x, const Exact& cosine, c
 int failures();
 
 void test_threads();
+void test_block_layout();
 void test_activations(const Machine&);
 void test_norms(const Machine&);
 void test_softmax(const Machine&);
 void test_rotary(const Machine&);
 void test_dense(const Machine&);
 void test_attention(const Machine&);
+void test_block(const Machine&);

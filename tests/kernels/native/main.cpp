@@ -6,6 +6,7 @@
 
 int main() {
   test_threads();
+  test_block_layout();
   const Machine machines[] = {{"avx2", &mindpet::avx2_kernels},
                               {"avx512", &mindpet::avx512_kernels},
                               {"avx512_bf16", &mindpet::avx512_bf16_kernels}};
@@ -15,7 +16,8 @@ int main() {
       continue;
     }
     const int before = failures();
-    for (const auto test : {test_activations, test_norms, test_softmax, test_rotary, test_dense, test_attention}) {
+    for (const auto test : {test_activations, test_norms, test_softmax, test_rotary, test_dense, test_attention,
+                           test_block}) {
       test(machine);
     }
     std::printf("%s: %d failures\n", machine.name.c_str(), failures() - before);
