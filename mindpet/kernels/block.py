@@ -211,7 +211,7 @@ class Recorder:
 
 @dataclass(frozen=True)
 class BlockOperation:
-    """A block as MindSpore calls it: `compute(*inputs, fingerprint)[0]` are its rows.
+    """A block as MindSpore calls it: `compute(fingerprint, *inputs)[0]` are its rows.
 
     Attributes:
         written: The block.
@@ -246,7 +246,7 @@ def block_operation(written: tuple[float, ...]) -> BlockOperation:
     inputs, count = int(written[0]), int(written[1])
     gradients = [int(place) for place in written[2 : 2 + count]]
     back = operation(f"block_back_{number}", 2 + inputs + 1, count + 1)
-    bprop = _gradient_function(number, inputs + 1, gradients, back)
+    bprop = _gradient_function(number, inputs, gradients, back)
     compute = operation(f"block_{number}", inputs + 1, 3, bprop)
     return BlockOperation(written, number, compute, constants(fingerprint))
 
@@ -261,9 +261,9 @@ def _gradient_function(number: int, inputs: int, gradients: list[int], back: Any
     results = [f"found[{gradients.index(place)}]" if place in gradients else name for place, name in enumerate(names)]
     text = (
         "def gradient_by(back):\n"
-        f"    def bprop({', '.join(names)}, out, dout):\n"
-        f"        found = back(dout[0], out[1], {', '.join(names)})\n"
-        f"        return ({', '.join(results)},)\n"
+        f"    def bprop(fingerprint, {', '.join(names)}, out, dout):\n"
+        f"        found = back(fingerprint, dout[0], out[1], {', '.join(names)})\n"
+        f"        return (fingerprint, {', '.join(results)})\n"
         "    return bprop\n"
     )
     file = Path(_folder().name) / f"block_{number}.py"

@@ -27,6 +27,7 @@ if missing() is None:
 
 __all__ = ["Blocks"]
 
+_ATTRIBUTES = ("block", "block_fingerprint", "block_parameters")  # of a layer that is compiled as a block
 _stop = ops.stop_gradient
 
 
@@ -61,8 +62,8 @@ class Blocks:
         classes = [(layer, type(layer)) for layer, _, _ in self._found]
         try:
             for layer, block, parameters in self._found:
-                given = {"block": block.compute, "block_inputs": (*parameters, block.fingerprint)}
-                for name, value in given.items():
+                given = (block.compute, block.fingerprint, tuple(parameters))
+                for name, value in zip(_ATTRIBUTES, given, strict=True):
                     object.__setattr__(layer, name, value)  # nn.Cell's own would take the parameters in
                 kind: Any = type(layer)
                 object.__setattr__(layer, "__class__", _as_block(kind))
@@ -70,7 +71,7 @@ class Blocks:
         finally:
             for layer, kind in classes:
                 object.__setattr__(layer, "__class__", kind)
-                for name in ("block", "block_inputs"):
+                for name in _ATTRIBUTES:
                     vars(layer).pop(name, None)
 
 
@@ -80,7 +81,7 @@ class _EncoderBlock:
     beside, others = 1, 0  # how many tensors its `construct` takes besides the rows, and of what else it is given None
 
     def construct(self: Any, rows: Tensor, mask: Tensor) -> Tensor:
-        return self.block(rows, _stop(mask), *self.block_inputs)[0]
+        return self.block(self.block_fingerprint, rows, _stop(mask), *self.block_parameters)[0]
 
 
 class _DecoderBlock:
@@ -89,7 +90,8 @@ class _DecoderBlock:
     beside, others = 3, 1
 
     def construct(self: Any, rows: Tensor, mask: Tensor, cosine: Tensor, sine: Tensor, past: None) -> Any:
-        return self.block(rows, _stop(mask), _stop(cosine), _stop(sine), *self.block_inputs)[0], None
+        beside = _stop(mask), _stop(cosine), _stop(sine)
+        return self.block(self.block_fingerprint, rows, *beside, *self.block_parameters)[0], None
 
 
 _AS_BLOCKS: dict[type[nn.Cell], Any] = {BertLayer: _EncoderBlock, DecoderLayer: _DecoderBlock}

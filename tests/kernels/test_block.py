@@ -52,7 +52,7 @@ class _AsBlock(nn.Cell):
         self.compute, self.fingerprint = operation.compute, operation.fingerprint
 
     def construct(self, x):
-        return self.compute(x, *self.given, self.fingerprint)[0]
+        return self.compute(self.fingerprint, x, *self.given)[0]
 
 
 class _AsOperations(nn.Cell):
@@ -99,7 +99,7 @@ def test_equal_blocks_are_one_operation_and_others_are_not():
 def test_a_graph_that_means_another_block_fails():
     operation, given = _recorded(_parameters())
     with pytest.raises(RuntimeError):
-        operation.compute(_rows(), *given, constants(float(operation.fingerprint.asnumpy()[0]) + 1))[0].asnumpy()
+        operation.compute(constants(float(operation.fingerprint.asnumpy()[0]) + 1), _rows(), *given)[0].asnumpy()
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_what_does_not_fit_is_refused(name, shape):
     p[name] = Parameter(Tensor(np.zeros(shape, np.float32)), name=name)
     operation, given = _recorded(p)
     with pytest.raises((ValueError, RuntimeError), match="has the shape"):
-        operation.compute(_rows(), *given, operation.fingerprint)
+        operation.compute(operation.fingerprint, _rows(), *given)
 
 
 def test_only_what_a_block_can_compute_is_recorded():

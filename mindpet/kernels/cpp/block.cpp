@@ -174,7 +174,6 @@ class Backward {
     gradients_[block_.output()].exists = true;
     for (std::size_t i = block_.instructions.size(); i-- > 0;) {
       const Instruction& step = block_.instructions[i];
-      if (!gradients_[step.result].exists) continue;
       go_back(step, at(tape_, layout_.own[i]));
       for (int result = 0; result < step.results(); ++result) release(step.result + result);
     }
@@ -250,13 +249,13 @@ class Backward {
 
   void release(int place) {
     if (gradients_[place].taken != NONE) room_.give_back(gradients_[place].taken);
-    gradients_[place].taken = NONE;
   }
 
-  void dense_bias(const Instruction& step, int field, const float* dy) {
-    float* dbias = begin(step.place(field));
+  void bias_of_dense(const Instruction& step, const float* dy) {
+    const int bias = step.place(2);
+    float* dbias = begin(bias);
     if (with_ != nullptr) with_->bias_back(dy, dbias, layout_.rows(), layout_.columns[step.result]);
-    finish({step.place(field)});
+    finish({bias});
   }
 
   void go_back(const Instruction& step, const float* own) {
@@ -266,7 +265,7 @@ class Backward {
     switch (step.code) {
       case Code::dense: {
         const DenseSizes sizes = dense_sizes(layout_, step);
-        if (step.is_set(4)) dense_bias(step, 2, dy);
+        if (step.is_set(4)) bias_of_dense(step, dy);
         if (step.is_set(3)) {
           float* dweight = begin(second);
           if (with_ != nullptr) with_->weight_back(dy, rows(x), dweight, sizes.rows, sizes.outputs, sizes.inputs);
@@ -279,7 +278,7 @@ class Backward {
       case Code::lora: {
         const int lora_a = step.place(3), lora_b = step.place(4);
         const long rank = layout_.shapes[lora_a][0];
-        if (step.is_set(6)) dense_bias(step, 2, dy);
+        if (step.is_set(6)) bias_of_dense(step, dy);
         float *dx = begin(x), *da = begin(lora_a), *db = begin(lora_b);
         const long hidden = room_.take(layout_.rows() * rank);
         if (with_ != nullptr) {
@@ -402,14 +401,21 @@ Block::Block(const float* numbers, long count) {
   inputs = static_cast<int>(*numbers++);
   for (int left = static_cast<int>(*numbers++); left > 0; --left) gradients.push_back(static_cast<int>(*numbers++));
   places = inputs;
-  while (numbers < end) {
+  std::vector<bool> read;
+  while (numbers + Instruction::FIELDS < end) {
     Instruction step;
     step.code = static_cast<Code>(static_cast<int>(*numbers++));
     step.result = places;
     std::copy_n(numbers, Instruction::FIELDS, step.fields);
     numbers += Instruction::FIELDS;
     places += step.results();
+    read.resize(places, false);
+    for (int place : step.operands()) read[place] = true;
     instructions.push_back(step);
+  }
+  if (numbers != end || instructions.empty()) throw std::invalid_argument("a block ends with a whole instruction.");
+  for (const Instruction& step : instructions) {
+    if (!read[step.result] && step.result != output()) throw std::invalid_argument("a block reads what it computes.");
   }
 }
 
@@ -448,6 +454,7 @@ Layout::Layout(const Block& block, Shapes given)
         require_rank("lora_a", shape(3), 2);
         check("lora_a", 3, {shape(3)[0], width});
         check("lora_b", 4, {result, shape(3)[0]});
+        check("scale", 5, {});
         break;
       case Code::attention: {
         require_divisor(step.place(4), width);
@@ -517,7 +524,7 @@ Layout::Layout(const Block& block, Shapes given)
 }
 
 long Layout::size(int place) const {
-  if (columns[place] != 0 || place >= static_cast<int>(shapes.size())) return rows() * columns[place];
+  if (place >= static_cast<int>(shapes.size())) return rows() * columns[place];
   long result = 1;
   for (std::int64_t axis : shapes[place]) result *= static_cast<long>(axis);
   return result;
@@ -551,7 +558,6 @@ long run_forward(const Block& block, const Layout& layout, const Kernels* with, 
       taken[place] = NONE;
     }
   }
-  if (with != nullptr && values[block.output()] != y) std::copy_n(values[block.output()], layout.size(block.output()), y);
   return room.highest();
 }
 
@@ -564,9 +570,9 @@ float define_block(int number, const float* numbers, long count) {
   if (number < 0 || number >= BLOCKS) return -1;
   auto fresh = std::make_unique<Block>(numbers, count);
   std::lock_guard<std::mutex> guard(definitions);
-  auto& place = defined[number];
-  if (place == nullptr) place = std::move(fresh);
-  return fresh == nullptr || place->fingerprint == fresh->fingerprint ? place->fingerprint : -1;
+  if (defined[number] == nullptr) defined[number] = std::move(fresh);
+  const float fingerprint = defined[number]->fingerprint;
+  return fresh == nullptr || fresh->fingerprint == fingerprint ? fingerprint : -1;
 }
 
 const Block& block(int number) {

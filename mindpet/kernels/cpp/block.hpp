@@ -45,7 +45,9 @@ struct Block {
   int places;
   float fingerprint;  // of the numbers it was written as; a float holds it exactly
 
-  // The numbers are: inputs; how many gradients, and their places; and for each instruction its code and fields.
+  // The numbers are: inputs; how many gradients, and their places; and for each instruction its code and fields. What
+  // an instruction computes first is read by another one, or is the block's output: that of the last one. Throws
+  // std::invalid_argument where that does not hold.
   Block(const float* numbers, long count);
 
   int output() const;

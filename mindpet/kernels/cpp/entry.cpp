@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <exception>
-#include <vector>
 
 #include "block.hpp"
 #include "kernels.hpp"
@@ -181,7 +180,7 @@ void rotary(const Call& call, const mindpet::Kernels& with, float direction) {
   with.rotary(sizes, call.in(0), call.in(1), call.in(2), direction, call.out(4));
 }
 
-// Returns a block, once it is clear that the caller means the one that has this number in this process.
+// Returns the block of a number, where the caller's fingerprint shows that it means the one of this process.
 const mindpet::Block& block_of(int number, const float* fingerprint) {
   const mindpet::Block& block = mindpet::block(number);
   if (block.fingerprint != *fingerprint) throw std::invalid_argument("the graph was compiled for another block.");
@@ -194,21 +193,18 @@ mindpet::Layout layout_of(const mindpet::Block& block, const Call& call, int fir
   return {block, std::move(shapes)};
 }
 
-// inputs, fingerprint -> y, tape, room
+// fingerprint, inputs -> y, tape, room
 void block(const Call& call, const mindpet::Kernels& with, int number) {
-  const mindpet::Block& block = block_of(number, call.in(mindpet::block(number).inputs));
-  const auto* inputs = reinterpret_cast<const float* const*>(call.params);
-  run_forward(block, layout_of(block, call, 0), &with, inputs, call.out(-3), call.out(-2), call.out(-1));
+  const mindpet::Block& block = block_of(number, call.in(0));
+  run_forward(block, layout_of(block, call, 1), &with, reinterpret_cast<const float* const*>(call.params + 1),
+              call.out(-3), call.out(-2), call.out(-1));
 }
 
-// dy, tape, inputs, fingerprint -> gradients, room
+// fingerprint, dy, tape, inputs -> gradients, room
 void block_back(const Call& call, const mindpet::Kernels& with, int number) {
-  const int inputs = mindpet::block(number).inputs;
-  const mindpet::Block& block = block_of(number, call.in(2 + inputs));
-  std::vector<float*> gradients;
-  for (std::size_t i = 0; i < block.gradients.size(); ++i) gradients.push_back(call.out(3 + inputs + static_cast<int>(i)));
-  run_backward(block, layout_of(block, call, 2), &with, reinterpret_cast<const float* const*>(call.params + 2),
-               call.in(0), call.in(1), gradients.data(), call.out(-1));
+  const mindpet::Block& block = block_of(number, call.in(0));
+  run_backward(block, layout_of(block, call, 3), &with, reinterpret_cast<const float* const*>(call.params + 3),
+               call.in(1), call.in(2), reinterpret_cast<float* const*>(call.params + 3 + block.inputs), call.out(-1));
 }
 
 }  // namespace
@@ -314,7 +310,11 @@ MINDPET_FOR_BLOCKS(MINDPET_BLOCK)
 
 // For the Python side, through ctypes.
 MINDPET_EXPORT float mindpet_define_block(int number, const float* numbers, long count) {
-  return mindpet::define_block(number, numbers, count);
+  try {
+    return mindpet::define_block(number, numbers, count);
+  } catch (const std::exception&) {
+    return -1;
+  }
 }
 
 MINDPET_EXPORT int mindpet_interface() { return INTERFACE; }

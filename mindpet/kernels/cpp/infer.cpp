@@ -130,16 +130,16 @@ mindpet::Layout layout_of(const mindpet::Block& block, const Inputs& in, int fir
 // A block's sizes follow from all axes of its rows, so that none may be unknown.
 Shapes block(const Inputs& in, int number) {
   const mindpet::Block& block = mindpet::block(number);
-  const mindpet::Layout layout = layout_of(block, in, 0);
+  const mindpet::Layout layout = layout_of(block, in, 1);
   const long room = run_forward(block, layout, nullptr, nullptr, nullptr, nullptr, nullptr);
-  return {with_columns(in[0], layout.columns[block.output()]), {std::max(1L, layout.tape)}, {std::max(1L, room)}};
+  return {with_columns(in[1], layout.columns[block.output()]), {std::max(1L, layout.tape)}, {std::max(1L, room)}};
 }
 
 Shapes block_back(const Inputs& in, int number) {
   const mindpet::Block& block = mindpet::block(number);
-  const long room = run_backward(block, layout_of(block, in, 2), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr);
+  const long room = run_backward(block, layout_of(block, in, 3), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr);
   Shapes result;
-  for (int place : block.gradients) result.push_back(in[2 + place]);
+  for (int place : block.gradients) result.push_back(in[3 + place]);
   result.push_back({std::max(1L, room)});
   return result;
 }

@@ -79,6 +79,8 @@ bool refuses_rows(const Shape& shape) {
 // Whether it refuses what is done with the rows (3, 7, 6), and with fewer columns of them.
 bool refuses_step(const std::string& name, const std::function<void(Everything&, int)>& act) {
   Everything all;
+  all.program.steps.clear();
+  all.program.results = 0;
   act(all, all.program.dense_by(0, all.narrow, NONE, false, false));
   return refuses(all.program, name);
 }
@@ -98,6 +100,7 @@ void test_refusals() {
       {&Everything::bias, "bias", {{5}, {6, 1}, {}}},
       {&Everything::lora_a, "lora_a", {{2, 5}, {12}}},
       {&Everything::lora_b, "lora_b", {{6, 3}, {2, 6}, {12}}},
+      {&Everything::scale, "scale", {{0}, {1}, {2}}},
       {&Everything::gamma, "gamma", {{5}, {1}, {1, 6}}},
       {&Everything::beta, "beta", {{7}, {}, {6, 1}}},
       {&Everything::mask, "mask", {{3, 7, 7}, {2, 1, 7, 7}, {3, 2, 7, 7}, {3, 1, 6, 7}, {3, 1, 7, 1}}},
@@ -148,6 +151,26 @@ void test_fingerprints() {
   require(found.size() == 200, "different blocks have different fingerprints");
 }
 
+// A whole block, and one that lacks its last number or has a result that nobody reads.
+void test_whole_blocks() {
+  const auto is_refused = [](const Numbers& written) {
+    try {
+      mindpet::Block(written.data(), static_cast<long>(written.size()));
+    } catch (const std::invalid_argument&) {
+      return true;
+    }
+    return false;
+  };
+  Program program(1, 1, 4);
+  program.same(Code::gelu, program.same(Code::gelu, 0));
+  Numbers written = program.written();
+  require(!is_refused(written), "a block is taken whole");
+  written.pop_back();
+  require(is_refused(written), "a block is not taken without its end");
+  program.same(Code::gelu, 0);
+  require(is_refused(program.written()), "a block is not taken with a result that nobody reads");
+}
+
 bool is_undefined(int number) {
   try {
     mindpet::block(number);
@@ -183,5 +206,6 @@ void test_block_layout() {
   test_memory();
   test_refusals();
   test_fingerprints();
+  test_whole_blocks();
   test_definitions();
 }
