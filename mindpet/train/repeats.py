@@ -27,7 +27,8 @@ def share_equal_layers(network: nn.Cell) -> Iterator[None]:
     """Let what is compiled within take equal members of each `nn.CellList` of a network for one graph.
 
     It computes what it computes otherwise, bit for bit. Layers are shared in graph mode on a stand-alone CPU only.
-    Python's garbage collector rests meanwhile: it would search all that is being made, again and again, in vain.
+    Python's garbage collector rests meanwhile: it would search all that is being made, again and again, in vain; and when
+    MindSpore calls it, as it does once for each graph, it leaves out all that was there before.
 
     Args:
         network: One whose layers choose no branch by the values of tensors. Afterwards it is as before, so that no
@@ -35,8 +36,10 @@ def share_equal_layers(network: nn.Cell) -> Iterator[None]:
     """
     # By identity, as a cell that stands in several places is met in each.
     marked = {id(layer): (layer, description) for layer, description in _equal_layers(network)} if _is_served() else {}
-    collects = gc.isenabled()
+    collects, hides = gc.isenabled(), gc.get_freeze_count() == 0
     gc.disable()
+    if hides:
+        gc.freeze()
     try:
         for layer, description in marked.values():
             _Marked.__init__(layer, description)
@@ -45,6 +48,8 @@ def share_equal_layers(network: nn.Cell) -> Iterator[None]:
         for layer, _ in marked.values():
             layer.cell_init_args = ""
             del layer.no_inline
+        if hides:
+            gc.unfreeze()
         if collects:
             gc.enable()
 

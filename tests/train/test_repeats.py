@@ -107,6 +107,18 @@ def test_only_equal_layers_are_marked_and_only_within():
     assert gc.isenabled()
 
 
+def test_objects_are_hidden_from_the_garbage_collector_only_within():
+    gc.unfreeze()
+    with share_equal_layers(_Network(1)):
+        assert gc.get_freeze_count()
+    assert not gc.get_freeze_count()
+    gc.freeze()
+    hidden = gc.get_freeze_count()
+    with share_equal_layers(_Network(1)):
+        pass
+    assert gc.get_freeze_count() == hidden  # what others have hidden stays so
+
+
 def _lose_precision(network):
     network.bert.encoder.layer[1].output.LayerNorm.epsilon = 0.5
 
