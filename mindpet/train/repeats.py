@@ -27,8 +27,8 @@ def share_equal_layers(network: nn.Cell) -> Iterator[None]:
     """Let what is compiled within take equal members of each `nn.CellList` of a network for one graph.
 
     It computes what it computes otherwise, bit for bit. Layers are shared in graph mode on a stand-alone CPU only.
-    Python's garbage collector rests meanwhile: it would search all that is being made, again and again, in vain; and when
-    MindSpore calls it, as it does once for each graph, it leaves out all that was there before.
+    Python's garbage collector rests meanwhile: it would search all that is being made, again and again, in vain; and
+    when MindSpore calls it, as it does once for each graph, it leaves out all that was there before.
 
     Args:
         network: One whose layers choose no branch by the values of tensors. Afterwards it is as before, so that no
