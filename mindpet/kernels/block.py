@@ -179,6 +179,10 @@ class Recorder:
             numbers += [_CODES[name], *map(float, written), *[0.0] * (_FIELDS - len(written))]
         return tuple(map(float, numbers))
 
+    def frozen(self) -> list[Parameter]:
+        """Return the Parameters that get no gradient."""
+        return [parameter for parameter in self.parameters if id(parameter) not in self._trained]
+
     def _dense(self, x: Any, weight: Any, bias: Any, trains_weight: bool, trains_bias: bool) -> Rows:
         shift = None if bias is None else self._parameter(bias, trains_bias)
         matrix = self._parameter(weight, trains_weight)

@@ -1,13 +1,14 @@
 """The layers of a network as single operations, so that a training step is compiled sooner and takes less memory.
 
 A layer's own `construct` is run once with stand-ins for its tensors, its cells and the kernels, which write down what
-is computed. A layer that does anything else than what a native block can (dropout, a prefix, an adapter, a hook) raises
-an exception on the way, and stays as it is.
+is computed. Only functions of MindPet are run so: what another one would do to a stand-in is not known. A layer that
+does anything else than what a native block can (dropout, a prefix, a bottleneck, a hook) raises an exception on the
+way, and stays as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import FunctionType, MethodType
@@ -15,7 +16,6 @@ from typing import Any
 
 import mindspore
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.ops import Primitive
 
 from mindpet import kernels
 from mindpet.kernels.switch import kernels_in_use, missing
@@ -27,16 +27,32 @@ if missing() is None:
 
 __all__ = ["Blocks"]
 
-_ATTRIBUTES = ("block", "block_fingerprint", "block_parameters")  # of a layer that is compiled as a block
+# What a layer has while it is compiled as a block.
+_ATTRIBUTES = ("mindpet_block", "mindpet_block_fingerprint", "mindpet_block_parameters")
+_LEFT_BY_A_CALL = "__compile_cell_hook__"  # in a cell that was called by itself in graph mode
 _stop = ops.stop_gradient
 
 
-class Blocks:
-    """Those layers of a network that a native block can compute in graph mode, with the kernels 'f32'."""
+def _the_kernels() -> dict[str, Any]:
+    return {name: getattr(kernels, name) for name in kernels.__all__}
 
-    def __init__(self, network: nn.Cell) -> None:
+
+_KERNELS = _the_kernels()  # who puts another function in the place of one expects it to be called
+
+
+class Blocks:
+    """Those layers of a network that a native block can compute in graph mode, with the kernels 'f32'.
+
+    Args:
+        network: It is left as it is.
+        optimized: All Parameters of which a gradient may be asked for.
+    """
+
+    def __init__(self, network: nn.Cell, optimized: Iterable[Parameter]) -> None:
         self._found: list[tuple[nn.Cell, BlockOperation, list[Parameter]]] = []
-        if kernels_in_use() == "f32" and mindspore.get_context("mode") == mindspore.GRAPH_MODE:
+        self._optimized = {id(parameter) for parameter in optimized}
+        in_graph_mode = mindspore.get_context("mode") == mindspore.GRAPH_MODE
+        if kernels_in_use() == "f32" and in_graph_mode and _the_kernels() == _KERNELS:
             for _, cell in network.cells_and_names():
                 if type(cell) in _AS_BLOCKS:
                     self._look_at(cell)
@@ -47,10 +63,12 @@ class Blocks:
         others = [None] * _AS_BLOCKS[kind].others
         try:
             result = _Playing(layer, recorder)(recorder.rows, *recorder.beside, *others)
-            written = recorder.finished(result[0] if others else result)
-            self._found.append((layer, block_operation(written), recorder.parameters))
+            block = block_operation(recorder.finished(result[0] if others else result))
         except Exception:  # whatever it is that cannot be written down
             return
+        # A block gives no gradient of what it takes for frozen, and what stands there must never be taken for one.
+        if not any(id(parameter) in self._optimized for parameter in recorder.frozen()):
+            self._found.append((layer, block, recorder.parameters))
 
     def described(self) -> list[Any]:
         """Return what a compiled graph depends on: the blocks and their numbers in this process."""
@@ -76,12 +94,14 @@ class Blocks:
 
 
 class _EncoderBlock:
-    """A layer of an encoder that its block computes."""
+    """A layer of an encoder that its block computes, where its rows are float32."""
 
     beside, others = 1, 0  # how many tensors its `construct` takes besides the rows, and of what else it is given None
 
     def construct(self: Any, rows: Tensor, mask: Tensor) -> Tensor:
-        return self.block(self.block_fingerprint, rows, _stop(mask), *self.block_parameters)[0]
+        if rows.dtype != mindspore.float32:
+            return self.plain(rows, mask)
+        return self.mindpet_block(self.mindpet_block_fingerprint, rows, _stop(mask), *self.mindpet_block_parameters)[0]
 
 
 class _DecoderBlock:
@@ -89,9 +109,13 @@ class _DecoderBlock:
 
     beside, others = 3, 1
 
-    def construct(self: Any, rows: Tensor, mask: Tensor, cosine: Tensor, sine: Tensor, past: None) -> Any:
+    def construct(self: Any, rows: Tensor, mask: Tensor, cosine: Tensor, sine: Tensor, past: Any) -> Any:
+        if rows.dtype != mindspore.float32 or past is not None:
+            return self.plain(rows, mask, cosine, sine, past)
         beside = _stop(mask), _stop(cosine), _stop(sine)
-        return self.block(self.block_fingerprint, rows, *beside, *self.block_parameters)[0], None
+        return self.mindpet_block(self.mindpet_block_fingerprint, rows, *beside, *self.mindpet_block_parameters)[
+            0
+        ], None
 
 
 _AS_BLOCKS: dict[type[nn.Cell], Any] = {BertLayer: _EncoderBlock, DecoderLayer: _DecoderBlock}
@@ -100,7 +124,7 @@ _AS_BLOCKS: dict[type[nn.Cell], Any] = {BertLayer: _EncoderBlock, DecoderLayer: 
 @cache
 def _as_block(kind: type[nn.Cell]) -> type[nn.Cell]:
     """Return the child of a layer's class that computes as a block."""
-    names = {"__module__": __name__, "__doc__": kind.__doc__}
+    names = {"plain": kind.construct, "__module__": __name__, "__doc__": kind.__doc__}
     return type(f"{kind.__name__}AsBlock", (_AS_BLOCKS[kind], kind), names)
 
 
@@ -114,7 +138,7 @@ class _Playing:
     def __call__(self, *inputs: Any) -> Any:
         cell = self._cell
         own = [name for name, value in vars(cell).items() if name == "construct" or ("hook" in name and value)]
-        if own or hasattr(cell, "bprop") or set(cell.get_flags()) - {"training"}:
+        if set(own) - {_LEFT_BY_A_CALL} or hasattr(cell, "bprop") or set(cell.get_flags()) - {"training"}:
             raise _OtherwiseError(f"{type(cell).__name__} is more than its construct")
         return self._play(type(cell).construct)(*inputs)
 
@@ -124,22 +148,30 @@ class _Playing:
             return _Playing(value, self._recorder)
         if isinstance(value, MethodType) and value.__self__ is self._cell:
             return self._play(value.__func__)
-        if isinstance(value, FunctionType) and value in vars(kernels).values():
+        if isinstance(value, FunctionType) and value in _KERNELS.values():
             return getattr(self._recorder, value.__name__)
         if isinstance(value, ops.Cast):
             return _unchanged
-        if isinstance(value, Primitive):
-            raise _OtherwiseError(f"{name} is an operation of MindSpore")
+        if callable(value):
+            raise _OtherwiseError(f"{name} is none of the kernels")
         return value
 
     def _play(self, function: Any) -> MethodType:
-        """Return a method of the cell that calls the recorder in the place of the kernels."""
-        names = function.__globals__
-        if names.get("kernels") is kernels:
-            names = {**names, "kernels": self._recorder}
+        """Return a method of the cell that calls the recorder in the place of the kernels, and no other operation."""
+        if not function.__module__.startswith("mindpet."):
+            raise _OtherwiseError(f"{function.__qualname__} is not MindPet's")
+        stand_ins = {"kernels": self._recorder, "ops": _NoOperations()}
+        names = {name: stand_ins.get(name, value) for name, value in function.__globals__.items()}
         played = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
         played.__kwdefaults__ = function.__kwdefaults__
         return MethodType(played, self)
+
+
+class _NoOperations:
+    """Stands for `mindspore.ops`."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise _OtherwiseError(f"{name} is an operation of MindSpore")
 
 
 class _OtherwiseError(Exception):

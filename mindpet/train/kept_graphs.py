@@ -38,7 +38,7 @@ _GRAPH, _SCRIPTS, _DIGEST = "graph.mindir", "compile_dependency.hash", "sha256"
 _PROGRAM = b"from mindpet.cli.main import main"  # in the script of `mindpet`, and of `python -m mindpet.cli`
 _CONTEXT = (
     *("mode", "device_target", "deterministic", "jit_level", "jit_syntax_level"),
-    *("enable_graph_kernel", "graph_kernel_flags", "enable_reduce_precision"),
+    *("enable_graph_kernel", "graph_kernel_flags"),
 )
 
 

@@ -127,7 +127,7 @@ class TrainStep:
         shapes = tuple(tuple(tensor.shape) for tensor in inputs)
         if shapes in self._shapes:
             return self.cell(*inputs)
-        blocks = Blocks(self._network)
+        blocks = Blocks(self._network, self._optimizer.parameters)
         with (
             kept_graph(self.cell, inputs, self._graphs, blocks.described()),
             blocks.in_place(),

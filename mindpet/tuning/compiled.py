@@ -17,7 +17,7 @@ from __future__ import annotations
 import gc
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import mindspore
@@ -68,7 +68,7 @@ def _find_obstacles(own: set[int]) -> Iterator[tuple[Any, str]]:
     """Yield each optimizer of parameters with these ids, and each function kept as bytecode, with what to say."""
     for item in gc.get_objects():
         kind = type(item)  # isinstance would wake up lazy proxies
-        if own and issubclass(kind, _OPTIMIZERS) and any(id(parameter) in own for parameter in item.parameters):
+        if own and issubclass(kind, _OPTIMIZERS) and any(id(parameter) in own for parameter in _held_by(item)):
             yield (
                 item,
                 f"a living optimizer ({kind.__name__}) holds parameters of the network and would go on training these;"
@@ -81,6 +81,11 @@ def _find_obstacles(own: set[int]) -> Iterator[tuple[Any, str]]:
                 f"the function {item.__qualname__} was made by ms.jit(capture_mode='bytecode'), which keeps its graphs"
                 " when the network changes; delete it, call this again and define it afterwards",
             )
+
+
+def _held_by(optimizer: Any) -> Iterable[Any]:
+    """Return the parameters of an optimizer; one whose constructor has failed has none."""
+    return getattr(optimizer, "parameters", ())
 
 
 def _can_be_reached(item: object) -> bool:

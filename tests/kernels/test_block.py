@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import mindspore
 import numpy as np
 import pytest
@@ -112,6 +115,14 @@ def test_what_does_not_fit_is_refused(name, shape):
     operation, given = _recorded(p)
     with pytest.raises((ValueError, RuntimeError), match="has the shape"):
         operation.compute(operation.fingerprint, _rows(), *given)
+
+
+def test_codes_and_fields_are_those_of_the_library():
+    header = (Path(module.__file__).parent / "cpp" / "block.hpp").read_text()
+    codes = re.search(r"enum class Code \{(.*?)\}", header, re.DOTALL)[1]
+    assert [name.strip() for name in codes.split(",")] == list(module._CODES)
+    assert f"FIELDS = {module._FIELDS};" in header
+    assert f"NONE = {module._NONE};" in header
 
 
 def test_only_what_a_block_can_compute_is_recorded():

@@ -16,6 +16,7 @@ from mindpet.models._rope import Rope
 from mindpet.models.auto import load_causal_lm
 from mindpet.models.decoder import DecoderConfig, DecoderForCausalLM
 from mindpet.models.generation import generate
+from mindpet.tuning.accelerate import accelerate
 from mindpet.utils.exceptions import InputError
 from tests.models import numpy_language
 from tests.models.numpy_language import CHATGLM, GLM, LLAMA, QWEN2, random_batch, random_tensors, write_folder
@@ -162,6 +163,14 @@ def test_half_activations(tmp_path):
     assert net.features(*map(Tensor, random_batch())).dtype == mindspore.float16
     assert net(*map(Tensor, random_batch())).dtype == mindspore.float32
     check(net, SHALLOW, random_batch(), tolerance=0.06)
+
+
+def test_half_activations_of_an_accelerated_network_in_a_graph(tmp_path):
+    mindspore.set_context(mode=mindspore.GRAPH_MODE)
+    net = load_causal_lm(write_folder(tmp_path, SHALLOW), compute_dtype=mindspore.float16)
+    expected = net(*map(Tensor, random_batch())).asnumpy()
+    accelerate(net)
+    np.testing.assert_array_equal(net(*map(Tensor, random_batch())).asnumpy(), expected)
 
 
 def test_dropout_acts_in_training_only(tmp_path):

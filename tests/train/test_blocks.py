@@ -1,9 +1,10 @@
 from contextlib import nullcontext
+from functools import partial
 
 import mindspore
 import numpy as np
 import pytest
-from mindspore import Tensor, nn
+from mindspore import Tensor, nn, ops
 
 from mindpet import kernels
 from mindpet.data.batches import Batch
@@ -18,7 +19,7 @@ from mindpet.train.methods import HEAD
 from mindpet.train.optimizer import build_optimizer
 from mindpet.train.prepare import is_head
 from mindpet.train.step import TrainStep
-from mindpet.tuning.accelerate import accelerate
+from mindpet.tuning.accelerate import accelerate, decelerate
 from mindpet.tuning.attach import get_peft_model
 from mindpet.utils.dropout import Dropout
 from tests.methods import config_of, move_adapter, small_bert
@@ -102,8 +103,12 @@ def _expect_the_same_without_blocks(make, batch, loss, monkeypatch):
     assert any(np.abs(value - start[name]).max() > 1e-3 for name, value in values.items())
 
 
+def _blocks(network):
+    return Blocks(network, network.trainable_params())
+
+
 def _count(network):
-    return len(Blocks(network)._found)
+    return len(_blocks(network)._found)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +161,7 @@ def _with_plain_dense(network):
 
 
 def _with_another_activation(network):
-    network.bert.encoder.layer[0].intermediate.activate = mindspore.ops.relu
+    network.bert.encoder.layer[0].intermediate.activate = ops.relu
 
 
 def _with_ia3(network):
@@ -172,6 +177,28 @@ def _with_a_construct_of_its_own(network):
     object.__setattr__(output, "construct", lambda x, residual: residual)
 
 
+def _with_an_activation(activate):
+    def change(network):
+        network.bert.encoder.layer[0].intermediate.activate = activate
+
+    return change
+
+
+def _wrapped(x):
+    return kernels.gelu(x)
+
+
+class _Stopped(nn.Cell):
+    """A user's cell: what `ops.stop_gradient` does to a stand-in says nothing of what it does in a graph."""
+
+    def construct(self, x):
+        return ops.stop_gradient(x)
+
+
+def _with_a_users_cell(network):
+    network.bert.encoder.layer[0].output.dropout = _Stopped()
+
+
 class _Other(BertLayer):
     """A user's layer, which may compute anything."""
 
@@ -185,7 +212,8 @@ def _of_another_class(network):
     [
         *(_with_hook, _with_dropout, _with_attention_dropout, _with_prefix, _with_plain_dense),
         *(_with_another_activation, _with_ia3, _in_half_precision, _of_another_class),
-        _with_a_construct_of_its_own,
+        *(_with_a_construct_of_its_own, _with_a_users_cell),
+        *(_with_an_activation(_wrapped), _with_an_activation(partial(kernels.gelu))),
         lambda network: network.bert.encoder.layer[0].recompute(),
         lambda network: network.bert.encoder.layer[0].intermediate.to_float(mindspore.float16),
     ],
@@ -194,6 +222,56 @@ def test_a_layer_that_does_anything_else_stays_as_it_is_and_the_other_is_a_block
     network = _classifier()
     change(network)
     assert _count(network) == 1
+
+
+def test_who_exchanges_a_kernel_is_obeyed(monkeypatch):
+    network = _classifier()
+    monkeypatch.setattr(kernels, "gelu", _wrapped)
+    assert _count(network) == 0
+
+
+def test_what_was_called_by_itself_is_a_block_all_the_same():
+    network = _classifier()
+    query = network.bert.encoder.layer[0].attention.self.query
+    query(Tensor(np.ones((ROWS, LENGTH, 8), np.float32)))
+    assert _count(network) == 2
+
+
+def test_a_frozen_parameter_that_the_optimizer_holds_has_no_block_that_would_hand_it_back_as_its_gradient(monkeypatch):
+    def losses():
+        network = _classifier("full", layers=1)
+        step = _step(network)
+        network.bert.encoder.layer[0].intermediate.dense.weight.requires_grad = False
+        return [step(_batch()).loss for _ in range(2)], Blocks(network, step._optimizer.parameters)
+
+    found, blocks = losses()
+    assert blocks.described() == []
+    monkeypatch.setattr(Blocks, "in_place", lambda blocks: nullcontext())
+    assert losses()[0] == found
+
+
+@pytest.mark.slow
+def test_in_half_precision_a_layer_computes_as_before(monkeypatch):
+    def make():
+        network = small_bert(layers=1, compute_dtype=mindspore.float16)
+        accelerate(network)
+        return network.set_train()
+
+    _expect_the_same_without_blocks(make, _batch(), ClassificationLoss, monkeypatch)
+
+
+def test_a_decoder_that_goes_on_from_a_past_computes_as_before(tmp_path):
+    network = _decoder(tmp_path)
+    ids, mask = Tensor(np.array([[1, 2, 3]], np.int32)), Tensor(np.ones((1, 3), np.int32))
+
+    def logits():
+        _, past = network(ids, mask, None, 2)
+        with _blocks(network).in_place():
+            return network(ids[:, :1], mask[:, :1], mindspore.mutable(past))[0].asnumpy()
+
+    found = logits()
+    decelerate(network)  # now there are no blocks
+    np.testing.assert_allclose(found, logits(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["adapter", "prefixtuning", "ptuning2", "low_rank_adapter", "vera"])
@@ -221,8 +299,9 @@ def test_there_are_no_blocks_without_native_kernels_in_pynative_mode_and_in_a_ne
 def test_layers_are_as_before_when_the_step_is_compiled():
     network = _classifier()
     layers = list(network.bert.encoder.layer)
+    layers[0].block = "the user's own"
     before = [(type(layer), sorted(vars(layer))) for layer in layers]
-    blocks = Blocks(network)
+    blocks = _blocks(network)
     with blocks.in_place():
         assert [type(layer).__name__ for layer in layers] == ["BertLayerAsBlock"] * 2
         assert all(isinstance(layer, BertLayer) for layer in layers)
@@ -257,7 +336,7 @@ def test_layers_of_different_kinds_are_blocks_of_different_numbers(monkeypatch):
     def make():
         return _classifier(layers=3, target_modules=r".*layer\.[02]\..*\.(query|value)")
 
-    described = Blocks(make()).described()
+    described = _blocks(make()).described()
     assert len(described) == len({number for number, _ in described}) == 2
     _expect_the_same_without_blocks(make, _batch(), ClassificationLoss, monkeypatch)
 

@@ -257,6 +257,14 @@ def test_the_optimizer_of_another_network_is_no_obstacle():
     del optimizer
 
 
+def test_an_optimizer_that_was_never_finished_is_no_obstacle():
+    unfinished = nn.SGD.__new__(nn.SGD)
+    assert not hasattr(unfinished, "parameters")
+    network = get_peft_model(_Network(), CONFIG)
+    detach(network)
+    assert type(network.layer) is nn.Dense
+
+
 def test_a_function_kept_as_bytecode_is_refused_and_a_new_one_is_right(mode):
     network = _Network()
     run = _closure(network, capture_mode="bytecode")

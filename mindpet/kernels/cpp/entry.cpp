@@ -74,8 +74,8 @@ void dense_back(const Call& call, const DenseKernels& with) {
 // x, weight, lora_a, lora_b, scale[, prepared x][, bias] -> y, hidden
 void lora(const Call& call, const DenseKernels& with, bool biased, bool rounds) {
   const float* bias = biased ? call.in(rounds ? 6 : 5) : nullptr;
-  with.lora_forward(call.in(0), call.in(rounds ? 5 : 0), call.in(1), bias, call.in(2), call.in(3), *call.in(4), call.out(-2), call.out(-1),
-                    dense_sizes(call, 0, 1), call.axis(2, 0));
+  with.lora_forward(call.in(0), call.in(rounds ? 5 : 0), call.in(1), bias, call.in(2), call.in(3), *call.in(4),
+                    call.out(-2), call.out(-1), dense_sizes(call, 0, 1), call.axis(2, 0));
 }
 
 // dy, prepared x, hidden, weight, lora_a, lora_b, scale -> dx, dlora_a, dlora_b, dhidden
@@ -189,7 +189,9 @@ const mindpet::Block& block_of(int number, const float* fingerprint) {
 
 mindpet::Layout layout_of(const mindpet::Block& block, const Call& call, int first) {
   mindpet::Shapes shapes;
-  for (int i = first; i < first + block.inputs; ++i) shapes.emplace_back(call.shapes[i], call.shapes[i] + call.ranks[i]);
+  for (int i = first; i < first + block.inputs; ++i) {
+    shapes.emplace_back(call.shapes[i], call.shapes[i] + call.ranks[i]);
+  }
   return {block, std::move(shapes)};
 }
 

@@ -22,7 +22,9 @@ inline void for_elements(long count, Step step) {
 }
 
 inline void add(const float* x, const float* y, float* sum, long count) {
-  for_elements(count, [&](long i, long size) { store_upto(sum + i, load_upto(x + i, size) + load_upto(y + i, size), size); });
+  for_elements(count, [&](long i, long size) {
+    store_upto(sum + i, load_upto(x + i, size) + load_upto(y + i, size), size);
+  });
 }
 
 template <class Step>
