@@ -70,6 +70,10 @@ class Blocks:
         if not any(id(parameter) in self._optimized for parameter in recorder.frozen()):
             self._found.append((layer, block, recorder.parameters))
 
+    def __len__(self) -> int:
+        """Return how many layers were found."""
+        return len(self._found)
+
     def described(self) -> list[Any]:
         """Return what a compiled graph depends on: the blocks and their numbers in this process."""
         return sorted({(block.number, block.written) for _, block, _ in self._found})
@@ -101,7 +105,8 @@ class _EncoderBlock:
     def construct(self: Any, rows: Tensor, mask: Tensor) -> Tensor:
         if rows.dtype != mindspore.float32:
             return self.plain(rows, mask)
-        return self.mindpet_block(self.mindpet_block_fingerprint, rows, _stop(mask), *self.mindpet_block_parameters)[0]
+        parameters = self.mindpet_block_parameters
+        return self.mindpet_block(self.mindpet_block_fingerprint, rows, _stop(mask), *parameters)[0]
 
 
 class _DecoderBlock:
@@ -113,9 +118,8 @@ class _DecoderBlock:
         if rows.dtype != mindspore.float32 or past is not None:
             return self.plain(rows, mask, cosine, sine, past)
         beside = _stop(mask), _stop(cosine), _stop(sine)
-        return self.mindpet_block(self.mindpet_block_fingerprint, rows, *beside, *self.mindpet_block_parameters)[
-            0
-        ], None
+        parameters = self.mindpet_block_parameters
+        return self.mindpet_block(self.mindpet_block_fingerprint, rows, *beside, *parameters)[0], None
 
 
 _AS_BLOCKS: dict[type[nn.Cell], Any] = {BertLayer: _EncoderBlock, DecoderLayer: _DecoderBlock}

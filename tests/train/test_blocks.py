@@ -108,7 +108,7 @@ def _blocks(network):
 
 
 def _count(network):
-    return len(_blocks(network)._found)
+    return len(_blocks(network))
 
 
 @pytest.mark.parametrize(
