@@ -8,31 +8,25 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from contextlib import nullcontext
-from enum import Enum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 from cases import CASES, TINY_CASES, prepare, tell
-from plan import METHODS, read_batches, read_plan
+from plan import read_batches, read_plan
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from step_time import CaseName, MethodName, choose
 from worker import run_apart
 
 from mindpet.utils.environment import usable_cores
 
-CaseName = Enum("CaseName", {name: name for name in CASES})
-MethodName = Enum("MethodName", {name: name for name in METHODS})
-
-DEFAULT = [("bert-base", method) for method in METHODS] + [("headlines", "lora"), ("smollm2", "lora")]
-
 
 def main(
-    case: Annotated[CaseName | None, typer.Option(help="The network; all where none is named.")] = None,
-    method: Annotated[MethodName | None, typer.Option(help="The method; all where none is named.")] = None,
+    case: Annotated[list[CaseName] | None, typer.Option(help="The networks; all by default.")] = None,
+    method: Annotated[list[MethodName] | None, typer.Option(help="The methods; by default those of the table.")] = None,
     runs: Annotated[int, typer.Option(min=1, help="Processes for each figure.")] = 3,
     tiny: Annotated[bool, typer.Option("--tiny", help="Tiny networks, only to see that it works.")] = False,
 ) -> None:
@@ -43,9 +37,8 @@ def main(
         table.add_column(column)
     for column in ("compiling, least", "median", "layers as they are, least", "median"):
         table.add_column(column, justify="right")
-    for name, way in DEFAULT:
-        if (case is None or name == case.value) and (method is None or way == method.value):
-            table.add_row(name, way, *figures((TINY_CASES if tiny else CASES)[name].with_method(way), runs))
+    for name, way in choose(case, method):
+        table.add_row(name, way, *figures((TINY_CASES if tiny else CASES)[name].with_method(way), runs))
     console = Console(width=160, markup=False, highlight=False, soft_wrap=True)
     console.print("# Compiling the graph of a training step, kernels f32\n")
     console.print(table)
@@ -68,12 +61,12 @@ def figures(case: Any, runs: int) -> list[str]:
 
 def measure(folder: Path, with_blocks: bool) -> tuple[int, float]:
     """Return how many layers can be blocks, and the seconds in which the graph of the first step is compiled."""
-    from side_mindpet import make_step
+    from side_mindpet import compile_layers_as_they_are, make_step
 
     from mindpet.train.blocks import Blocks
 
     if not with_blocks:
-        Blocks.in_place = lambda blocks: nullcontext()
+        compile_layers_as_they_are()
     step = make_step(folder, read_plan(folder), "f32", graph=True)
     compile_graph, seconds = step.cell.compile, []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file
 from mindpet import kernels
 from mindpet.models.auto import load_causal_lm
 from mindpet.models.bert import BertForSequenceClassification
+from mindpet.train.blocks import Blocks
 from mindpet.train.losses import ClassificationLoss, LanguageLoss
 from mindpet.train.optimizer import build_optimizer
 from mindpet.train.step import TrainStep
@@ -22,7 +24,7 @@ from mindpet.tuning.accelerate import accelerate
 from mindpet.tuning.attach import get_peft_model
 from mindpet.tuning.registry import METHODS
 
-__all__ = ["PACKAGES", "build_step"]
+__all__ = ["PACKAGES", "build_step", "compile_layers_as_they_are", "make_step"]
 
 PACKAGES = ("mindpet", "mindspore")  # whose versions are noted
 
@@ -60,6 +62,11 @@ def make_step(folder: Path, plan: Plan, kind: str, graph: bool) -> TrainStep:
         is_head=lambda name: name.startswith(f"{HEAD}."),
     )
     return TrainStep(network, optimizer, scale_loss=False, loss=ClassificationLoss if plan.pooling else LanguageLoss)
+
+
+def compile_layers_as_they_are() -> None:
+    """Let no layer be a block in what this process compiles from now on."""
+    Blocks.in_place = lambda blocks: nullcontext()
 
 
 def _load(folder: Path, plan: Plan) -> nn.Cell:
