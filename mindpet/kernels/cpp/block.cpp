@@ -368,6 +368,12 @@ void require_divisor(long heads, long whole) {
                               ": give a number of heads that divides it.");
 }
 
+Shapes shapes_of(int count, const int* ranks, const std::int64_t* const* axes) {
+  Shapes shapes;
+  for (int i = 0; i < count; ++i) shapes.emplace_back(axes[i], axes[i] + ranks[i]);
+  return shapes;
+}
+
 std::mutex definitions;
 std::unique_ptr<Block> defined[BLOCKS];
 
@@ -522,6 +528,9 @@ Layout::Layout(const Block& block, Shapes given)
     }
   }
 }
+
+Layout::Layout(const Block& block, const int* ranks, const std::int64_t* const* axes)
+    : Layout(block, shapes_of(block.inputs, ranks, axes)) {}
 
 long Layout::size(int place) const {
   if (place >= static_cast<int>(shapes.size())) return rows() * columns[place];

@@ -65,6 +65,9 @@ struct Layout {
   // Throws std::invalid_argument where the inputs do not fit each other.
   Layout(const Block&, Shapes inputs);
 
+  // The same for inputs of which MindSpore tells ranks and axes; `ranks` and `axes` begin with the first input's.
+  Layout(const Block&, const int* ranks, const std::int64_t* const* axes);
+
   long rows() const { return batch * length; }
   long size(int place) const;  // of a tensor, in floats
 };

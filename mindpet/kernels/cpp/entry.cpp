@@ -187,26 +187,19 @@ const mindpet::Block& block_of(int number, const float* fingerprint) {
   return block;
 }
 
-mindpet::Layout layout_of(const mindpet::Block& block, const Call& call, int first) {
-  mindpet::Shapes shapes;
-  for (int i = first; i < first + block.inputs; ++i) {
-    shapes.emplace_back(call.shapes[i], call.shapes[i] + call.ranks[i]);
-  }
-  return {block, std::move(shapes)};
-}
-
 // fingerprint, inputs -> y, tape, room
 void block(const Call& call, const mindpet::Kernels& with, int number) {
   const mindpet::Block& block = block_of(number, call.in(0));
-  run_forward(block, layout_of(block, call, 1), &with, reinterpret_cast<const float* const*>(call.params + 1),
-              call.out(-3), call.out(-2), call.out(-1));
+  run_forward(block, {block, call.ranks + 1, call.shapes + 1}, &with,
+              reinterpret_cast<const float* const*>(call.params + 1), call.out(-3), call.out(-2), call.out(-1));
 }
 
 // fingerprint, dy, tape, inputs -> gradients, room
 void block_back(const Call& call, const mindpet::Kernels& with, int number) {
   const mindpet::Block& block = block_of(number, call.in(0));
-  run_backward(block, layout_of(block, call, 3), &with, reinterpret_cast<const float* const*>(call.params + 3),
-               call.in(1), call.in(2), reinterpret_cast<float* const*>(call.params + 3 + block.inputs), call.out(-1));
+  run_backward(block, {block, call.ranks + 3, call.shapes + 3}, &with,
+               reinterpret_cast<const float* const*>(call.params + 3), call.in(1), call.in(2),
+               reinterpret_cast<float* const*>(call.params + 3 + block.inputs), call.out(-1));
 }
 
 }  // namespace

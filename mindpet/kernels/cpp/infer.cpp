@@ -121,23 +121,18 @@ Shapes attention(const Inputs& in, bool masked, bool rounds) {
   return {query, kept, rounded(key)};
 }
 
-mindpet::Layout layout_of(const mindpet::Block& block, const Inputs& in, int first) {
-  Shapes shapes;
-  for (int i = first; i < first + block.inputs; ++i) shapes.push_back(in[i]);
-  return {block, std::move(shapes)};
-}
-
 // A block's sizes follow from all axes of its rows, so that none may be unknown.
 Shapes block(const Inputs& in, int number) {
   const mindpet::Block& block = mindpet::block(number);
-  const mindpet::Layout layout = layout_of(block, in, 1);
+  const mindpet::Layout layout(block, in.ranks + 1, in.shapes + 1);
   const long room = run_forward(block, layout, nullptr, nullptr, nullptr, nullptr, nullptr);
   return {with_columns(in[1], layout.columns[block.output()]), {std::max(1L, layout.tape)}, {std::max(1L, room)}};
 }
 
 Shapes block_back(const Inputs& in, int number) {
   const mindpet::Block& block = mindpet::block(number);
-  const long room = run_backward(block, layout_of(block, in, 3), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr);
+  const mindpet::Layout layout(block, in.ranks + 3, in.shapes + 3);
+  const long room = run_backward(block, layout, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr);
   Shapes result;
   for (int place : block.gradients) result.push_back(in[3 + place]);
   result.push_back({std::max(1L, room)});
