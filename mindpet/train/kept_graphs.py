@@ -91,7 +91,7 @@ def kept_graph(
         yield
     graph = desk.take()
     # A graph that was put there and is another one now was compiled, as MindSpore had missed one before.
-    if graph is not None and (kept is None or graph != kept[0]) and _code() is not None:
+    if graph is not None and (kept is None or graph != kept[0]) and _is_as_it_began(_files()):
         with suppress(OSError):
             _write(graph, desk.scripts.read_bytes(), entry)
             _forget_the_oldest(folder)
@@ -243,17 +243,30 @@ def _code() -> tuple[str, ...] | None:
 
     None where a file cannot be read, or was changed after this process began: it may have read what was there before.
     """
-    package = Path(__file__).parents[1]
-    files = [*sorted(package.rglob("*.py")), *([LIBRARY] if LIBRARY.exists() else [])]
+    files = _files()
+    if not _is_as_it_began(files):
+        return None
     try:
-        start = _start_of_the_process()
-        if any(file.stat().st_ctime >= start for file in files):
-            return None
         contents = _digest(*(part for file in files for part in (str(file).encode(), file.read_bytes())))
     except OSError:
         return None
     script = str(Path(sys.argv[0]).absolute()), _digest(_script())
     return (*script, sys.version, mindspore.__version__, mindspore.__file__, contents)
+
+
+def _files() -> list[Path]:
+    """Return what of the package takes part in a graph."""
+    package = Path(__file__).parents[1]
+    return [*sorted(package.rglob("*.py")), *([LIBRARY] if LIBRARY.exists() else [])]
+
+
+def _is_as_it_began(files: Sequence[Path]) -> bool:
+    """Tell whether no file was changed after this process began."""
+    try:
+        start = _start_of_the_process()
+        return all(file.stat().st_ctime < start for file in files)
+    except OSError:
+        return False
 
 
 def _start_of_the_process() -> float:
