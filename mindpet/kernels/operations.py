@@ -38,12 +38,8 @@ __all__ = [
 ]
 
 IGNORED_LABEL = -1
-_cast, _multiply, _divide, _sum = (
-    ops.Cast(),
-    ops.Mul(),
-    ops.Div(),
-    ops.ReduceSum(),
-)  # a tensor's own are slow to compile
+# Operators of tensors are several functions each to compile; these are single operations.
+_cast, _multiply, _divide, _sum = ops.Cast(), ops.Mul(), ops.Div(), ops.ReduceSum()
 
 
 def gelu(x: Tensor) -> Tensor:

@@ -88,12 +88,16 @@ def _trained(network, batch, loss):
     return losses, {parameter.name: parameter.asnumpy() for parameter in network.trainable_params()}
 
 
+def _have_no_blocks(monkeypatch):
+    monkeypatch.setattr(Blocks, "in_place", lambda blocks: nullcontext())
+
+
 def _expect_the_same_without_blocks(make, batch, loss, monkeypatch):
     """Train two equal networks, the second one without blocks, and compare."""
     network = make()
     assert network.trainable_params()
     losses, values = _trained(network, batch, loss)
-    monkeypatch.setattr(Blocks, "in_place", lambda blocks: nullcontext())
+    _have_no_blocks(monkeypatch)
     expected_losses, expected = _trained(make(), batch, loss)
     np.testing.assert_allclose(losses, expected_losses, rtol=2e-6)
     assert values.keys() == expected.keys()
@@ -246,7 +250,7 @@ def test_a_frozen_parameter_that_the_optimizer_holds_has_no_block_that_would_han
 
     found, blocks = losses()
     assert blocks.described() == []
-    monkeypatch.setattr(Blocks, "in_place", lambda blocks: nullcontext())
+    _have_no_blocks(monkeypatch)
     assert losses()[0] == found
 
 
@@ -325,7 +329,7 @@ def test_a_step_sees_values_that_change_and_evaluation_goes_on_as_before(monkeyp
         return found, network(*map(Tensor, _batch()[:3])).asnumpy()
 
     found, logits = losses()
-    monkeypatch.setattr(Blocks, "in_place", lambda blocks: nullcontext())
+    _have_no_blocks(monkeypatch)
     expected, expected_logits = losses()
     np.testing.assert_allclose(found, expected, rtol=2e-6)
     np.testing.assert_allclose(logits, expected_logits, rtol=1e-3, atol=1e-4)
